@@ -1,0 +1,154 @@
+"""Lock-step environment: cell and impedance controller advanced together, without ROS or a clock.
+
+Deterministic by seed and faster than real time. The torque comes from the same
+:class:`niaf_impedance.controller.ImpedanceController` that the ROS node runs, so what is learnt and
+measured here is the law that moves the arm there.
+
+An *agent* is called at every replanning instant with the environment and an observation and returns a
+reference (or None to leave the running one). Its reference is offered ``latency_s`` later, as a
+policy's inference time would delay it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from niaf_field.reference import ActionField, SplineReference
+from niaf_impedance.controller import ControllerConfig, ImpedanceController
+from niaf_impedance.robot_config import ArmModel, RobotConfig
+from niaf_sim.cell import Cell, CellConfig
+
+FloatArray = np.ndarray
+Reference = ActionField | SplineReference
+
+OBSERVED_CAMERAS = ("scene", "wrist")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees. ``state`` is float64[15]: q (7, rad), dq (7, rad/s), gripper width (m)."""
+
+    images: dict[str, np.ndarray]
+    state: FloatArray
+    instruction: str
+    stamp_s: float
+
+
+class Agent(Protocol):
+    """Anything that turns observations into references."""
+
+    def reset(self) -> None:
+        """Forget the last episode."""
+
+    def act(self, env: LockstepEnv, observation: Observation) -> Reference | None:
+        """Reference to follow from now on; None keeps the running one."""
+
+
+class LockstepEnv:
+    """One cell and one controller on one simulated time line."""
+
+    def __init__(
+        self,
+        robot: RobotConfig,
+        controller: ControllerConfig | None = None,
+        cell: CellConfig | None = None,
+    ) -> None:
+        self.cell = Cell(cell)
+        self.arm = ArmModel(robot)
+        self.controller = ImpedanceController(controller or ControllerConfig(), self.arm)
+        self.instruction = self.cell.instruction
+        self._sequence = 0
+        #: called after every control period (for traces); None costs nothing
+        self.on_tick: Callable[[LockstepEnv], None] | None = None
+
+    @property
+    def time_s(self) -> float:
+        return self.cell.time_s
+
+    def next_sequence(self) -> int:
+        """Number for the next reference; all agents of an environment share the count."""
+        self._sequence += 1
+        return self._sequence
+
+    def reset(
+        self, seed: int, task: str, start: str = "home", instruction: str | None = None
+    ) -> None:
+        """New episode of ``task``; the policy is told ``instruction`` (default: the task's own)."""
+        self.cell.reset(seed, task, start)
+        self.instruction = task if instruction is None else instruction
+        self.controller.activate(self.cell.time_s, self.cell.q, self.cell.dq)
+        self.run(0.05)
+
+    def observe(self) -> Observation:
+        """Images and drive-reported state at this instant."""
+        cell = self.cell
+        images = {name: cell.render(name) for name in OBSERVED_CAMERAS}
+        state = np.concatenate([cell.q, cell.dq, [cell.gripper_width_m]])
+        return Observation(images, state, self.instruction, cell.time_s)
+
+    def offer(self, reference: Reference) -> object:
+        """Hand a reference to the controller's admission now; returns its verdict."""
+        return self.controller.offer(self.cell.time_s, reference)
+
+    def run(self, duration_s: float) -> None:
+        """Advance both by ``duration_s`` (a whole number of control periods)."""
+        cell, controller = self.cell, self.controller
+        for _ in range(round(duration_s / cell.config.control_period_s)):
+            torque = controller.tick(cell.time_s, cell.q, cell.dq)
+            cell.step(torque, controller.gripper_m)
+            if self.on_tick is not None:
+                self.on_tick(self)
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """Timing of an episode, seconds."""
+
+    replan_s: float = 0.15
+    latency_s: float = 0.05
+    timeout_s: float = 14.0
+    #: keep going after success, so that the end of the motion is seen too
+    after_success_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """``refused`` counts references that admission did not let in."""
+
+    success: bool
+    duration_s: float
+    offered: int
+    refused: int
+
+
+def run_episode(
+    env: LockstepEnv,
+    agent: Agent,
+    config: EpisodeConfig,
+    on_observation: Callable[[LockstepEnv, Observation], None] | None = None,
+) -> EpisodeResult:
+    """Run the agent until success or time-out; ``env`` must have been reset."""
+    agent.reset()
+    offered = refused = 0
+    begin = env.time_s
+    success_s = np.inf
+    while env.time_s - begin < config.timeout_s:
+        observation = env.observe()
+        if on_observation is not None:
+            on_observation(env, observation)
+        reference = agent.act(env, observation)
+        env.run(config.latency_s)
+        if reference is not None:
+            offered += 1
+            verdict = env.offer(reference)
+            refused += int(not verdict.admitted)
+        env.run(config.replan_s - config.latency_s)
+        if env.cell.success() and success_s == np.inf:
+            success_s = env.time_s
+        if env.time_s - success_s >= config.after_success_s:
+            break
+    return EpisodeResult(bool(success_s < np.inf), env.time_s - begin, offered, refused)
