@@ -68,9 +68,7 @@ def blend_jets(old: F64, new: F64, t_s: float, seam_s: float, blend_s: float, ou
                 v2 = old[2, d] + s0 * d2 + 2.0 * s1 * d1 + s2 * d0
                 if rows > 3:
                     d3 = new[3, d] - old[3, d]
-                    out[3, d] = (
-                        old[3, d] + s0 * d3 + 3.0 * s1 * d2 + 3.0 * s2 * d1 + s3 * d0
-                    )
+                    out[3, d] = old[3, d] + s0 * d3 + 3.0 * s1 * d2 + 3.0 * s2 * d1 + s3 * d0
                 out[2, d] = v2
             out[1, d] = v1
         out[0, d] = v0

@@ -99,7 +99,7 @@ def check_channels(channels: Sequence[Channel]) -> tuple[Channel, ...]:
     names = [channel.name for channel in table]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ChannelError(f"channel names repeat: {', '.join(repeated)}; every name must be unique")
+        raise ChannelError(f"channel names repeat: {', '.join(repeated)}; each must be unique")
     return table
 
 

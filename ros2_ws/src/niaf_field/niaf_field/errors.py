@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose; each message names the thing, its value and a remedy."""
+"""Every error raised on purpose here; each message names the thing, its value and a remedy."""
 
 
 class FieldError(ValueError):
@@ -22,4 +22,4 @@ class SplineError(FieldError):
 
 
 class CodecError(FieldError):
-    """An object handed to the codec is not an ActionField message, or a value does not fit in one."""
+    """An object is not an ActionField message, or a value does not fit in one."""

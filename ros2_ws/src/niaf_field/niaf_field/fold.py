@@ -31,12 +31,7 @@ class FoldedField:
 
 def folded_size(sine_layers: int, width: int, channels: int) -> int:
     """Length of the flat buffer."""
-    return (
-        2 * width
-        + (sine_layers - 1) * (width * width + width)
-        + channels * width
-        + channels
-    )
+    return 2 * width + (sine_layers - 1) * (width * width + width) + channels * width + channels
 
 
 def aligned_empty(size: int) -> NDArray[np.float64]:
@@ -93,6 +88,7 @@ def _checked_anchor(prior: Prior, anchor: ArrayLike) -> NDArray[np.float64]:
     if not np.isfinite(values).all():
         index = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ModulationError(
-            f"anchor of channel {prior.channels[index].name!r} is {values[index]}; it must be finite"
+            f"anchor of channel {prior.channels[index].name!r} is {values[index]}; it must be "
+            "finite"
         )
     return values

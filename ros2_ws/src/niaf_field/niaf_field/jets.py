@@ -63,9 +63,7 @@ def _sin_cos(angle):  # type: ignore[no-untyped-def]
     quadrant = k - 4.0 * turns
     z = r * r
     s = r + r * z * (_S1 + z * (_S2 + z * (_S3 + z * (_S4 + z * (_S5 + z * _S6)))))
-    c = (1.0 - 0.5 * z) + z * z * (
-        _C1 + z * (_C2 + z * (_C3 + z * (_C4 + z * (_C5 + z * _C6))))
-    )
+    c = (1.0 - 0.5 * z) + z * z * (_C1 + z * (_C2 + z * (_C3 + z * (_C4 + z * (_C5 + z * _C6)))))
     swapped = abs(quadrant - 2.0) == 1.0
     sine = c if swapped else s
     cosine = s if swapped else c
@@ -395,7 +393,7 @@ def field_jets(
     out: F64,
     work: F64,
 ) -> None:
-    """``siren_jets`` at an instant; before and after the horizon the end value with zero derivatives.
+    """``siren_jets`` at an instant; outside the horizon the end value with zero derivatives.
 
     The instant of either end itself belongs to the horizon (derivatives are not zeroed there).
     """

@@ -21,7 +21,8 @@ def unfold(folded: FoldedField) -> tuple[list[tuple[F64, F64]], F64, F64]:
     offset = 0
     for columns in [1] + [H] * (folded.L - 1):
         end = offset + H * columns
-        layers.append((folded.weights[offset:end].reshape(H, columns), folded.weights[end : end + H]))
+        weight = folded.weights[offset:end].reshape(H, columns)
+        layers.append((weight, folded.weights[end : end + H]))
         offset = end + H
     end = offset + D * H
     return layers, folded.weights[offset:end].reshape(D, H), folded.weights[end:]

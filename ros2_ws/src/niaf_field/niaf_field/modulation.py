@@ -93,9 +93,7 @@ class ModulationLayout:
         return f"L={self.sine_layers}, H={self.width}, gamma_kind={self.gamma_kind!r}"
 
 
-def _checked_vector(
-    name: str, values: ArrayLike, length: int, where: str
-) -> NDArray[np.float64]:
+def _checked_vector(name: str, values: ArrayLike, length: int, where: str) -> NDArray[np.float64]:
     vector = np.asarray(values, dtype=np.float64)
     if vector.shape != (length,):
         raise ModulationError(

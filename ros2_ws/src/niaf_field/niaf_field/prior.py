@@ -140,7 +140,9 @@ def initial_prior(
     seed: int = 0,
     limits: Limits | None = None,
 ) -> Prior:
-    """A prior with the standard SIREN initialisation (first layer U(-1, 1), later U(+-sqrt(6/H)/w0)).
+    """A prior with the standard SIREN initialisation.
+
+    First layer U(-1, 1), later layers U(-b, b) with b = sqrt(6/H) / omega0.
 
     Biases and the output weights follow the same fan-in rule as later layers; the output bias is
     zero.
@@ -205,7 +207,7 @@ def load_prior(path: str | os.PathLike[str]) -> Prior:
     try:
         with safe_open(str(source), framework="numpy") as reader:
             metadata: dict[str, str] = reader.metadata() or {}
-            tensors = {name: reader.get_tensor(name) for name in reader.keys()}
+            tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise PriorError(
             f"prior {source} is not a readable safetensors file ({error}); copy it again from the "
@@ -213,8 +215,8 @@ def load_prior(path: str | os.PathLike[str]) -> Prior:
         ) from error
     if metadata.get("format") != FILE_FORMAT:
         raise PriorError(
-            f"prior {source} has format {metadata.get('format')!r}, expected {FILE_FORMAT!r}; is it "
-            "another safetensors file (model.safetensors is not a prior)?"
+            f"prior {source} has format {metadata.get('format')!r}, expected {FILE_FORMAT!r}; is "
+            "it another safetensors file (model.safetensors is not a prior)?"
         )
     try:
         prior = _prior_from_file(metadata, tensors)
@@ -231,9 +233,7 @@ def load_prior(path: str | os.PathLike[str]) -> Prior:
     return prior
 
 
-def _prior_from_file(
-    metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]
-) -> Prior:
+def _prior_from_file(metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> Prior:
     content = json.loads(metadata["content"])
     if not isinstance(content, dict) or set(content) != _CONTENT_KEYS:
         raise PriorError(f"content must have exactly the keys {sorted(_CONTENT_KEYS)}")

@@ -74,9 +74,7 @@ def spline_jets(knots_s: F64, coefficients: F64, t_s: float, order: int, out: F6
 
 
 @strict_kernel
-def spline_jets_many(
-    knots_s: F64, coefficients: F64, t_s: F64, order: int, out: F64
-) -> None:
+def spline_jets_many(knots_s: F64, coefficients: F64, t_s: F64, order: int, out: F64) -> None:
     """``spline_jets`` for every instant of t_s [K] into out [K, >= order + 1, D]."""
     for k in range(t_s.shape[0]):
         spline_jets(knots_s, coefficients, t_s[k], order, out[k])
@@ -120,8 +118,8 @@ def spline_through(
     """(knots_s [K + 1], coefficients [K, 6, D]) of the C2 spline through the knots.
 
     positions, velocities, accelerations: [K + 1, D] in unit, unit/s, unit/s^2 (accelerations only
-    together with velocities). start_velocity, start_acceleration [D] replace the values at the first
-    knot, so that the spline leaves a moving arm without a step. ``end="rest"``: zero velocity and
+    together with velocities). start_velocity, start_acceleration [D] replace the values at the
+    first knot, so that the spline leaves a moving arm without a step. ``end="rest"``: zero velocity and
     acceleration at the last knot unless ``velocities``/``accelerations`` say otherwise;
     ``end="natural"``: zero acceleration, free velocity (positions only), or free end acceleration
     (with velocities).
@@ -177,9 +175,7 @@ def _hermite_pieces(steps: F64, p: F64, v: F64, a: F64) -> F64:
     return pieces
 
 
-def _cubic_velocities(
-    steps: F64, p: F64, v0: F64 | None, a0: F64 | None, v_end: F64 | None
-) -> F64:
+def _cubic_velocities(steps: F64, p: F64, v0: F64 | None, a0: F64 | None, v_end: F64 | None) -> F64:
     """Knot velocities [K + 1, D] of the C2 cubic spline.
 
     First knot: velocity v0 if given, else acceleration a0 (zero if not given). Last knot: velocity
@@ -217,9 +213,7 @@ def _cubic_accelerations(steps: F64, p: F64, v: F64) -> F64:
     return a
 
 
-def _least_jerk_accelerations(
-    steps: F64, p: F64, v: F64, a0: F64 | None, a_end: F64 | None
-) -> F64:
+def _least_jerk_accelerations(steps: F64, p: F64, v: F64, a0: F64 | None, a_end: F64 | None) -> F64:
     """Knot accelerations that make jerk continuous; free ends have zero jerk there."""
     n = p.shape[0]
     h = steps[:, None]
