@@ -1,0 +1,71 @@
+"""What a soft real-time process asks of Linux, and what it was granted."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+_PR_SET_TIMERSLACK = 29
+
+
+def request_fifo(priority: int) -> str:
+    """Ask for SCHED_FIFO for the calling thread (threads it starts later inherit it).
+
+    Returns what happened in words; never raises, because a robot PC without the right still works,
+    with more jitter.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except (PermissionError, OSError) as error:
+        return (
+            f"SCHED_FIFO {priority} refused ({error.strerror}); "
+            "grant rtprio in /etc/security/limits.conf for less jitter"
+        )
+    return f"SCHED_FIFO {priority} granted"
+
+
+def ordinary_scheduling() -> None:
+    """Leave an inherited real-time class (for helpers that must never delay a control loop)."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def fine_timer_slack() -> None:
+    """Wake from sleeps without the 50 us slack of ordinary threads."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    except (OSError, AttributeError):
+        pass  # not Linux with glibc: the slack stays
+
+
+def quiet_interpreter() -> None:
+    """Freeze the garbage collector and shorten the thread switch interval (call after set-up)."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    sys.setswitchinterval(5e-4)
+
+
+def thread_cpu_s() -> float:
+    """CPU time of the calling thread."""
+    return time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID)
+
+
+def start_thread(
+    name: str, target: Callable[[], None], priority: int
+) -> tuple[threading.Thread, list[str]]:
+    """Start a daemon thread that first asks for ``SCHED_FIFO priority``; returns it and a report."""
+    report: list[str] = []
+
+    def run() -> None:
+        report.append(request_fifo(priority))
+        fine_timer_slack()
+        target()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread, report

@@ -1,0 +1,412 @@
+"""Real-time simulation node: the cell behind the interface of a real arm and its cameras.
+
+A thread of its own runs the physics at 1 kHz against absolute deadlines: take the newest effort
+command, advance the cell one control period, publish the joint state. Everything else (services,
+parameters) is served by the main thread, and cameras render in another process.
+
+All names are relative. After a reset (and at start) holding brakes keep the scene still until the first effort
+command arrives, as on an arm whose brakes open when its controller takes over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import rclpy
+from niaf_msgs.msg import TaskState
+from niaf_msgs.srv import ResetScene
+from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
+from rclpy.experimental import EventsExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+
+from niaf_sim.camera_process import NO_GRAPHICS, CameraOutput, CameraProcessConfig
+from niaf_sim.polled_subscription import PolledSubscription
+from niaf_sim.realtime import (
+    fine_timer_slack,
+    quiet_interpreter,
+    request_fifo,
+    start_thread,
+    thread_cpu_s,
+)
+from niaf_sim.shared_snapshot import SharedSnapshot
+from niaf_sim.wire import CommandDecoder, JointStateEncoder, command_problem
+
+if TYPE_CHECKING:
+    from niaf_sim.cell import Cell  # at run time main() imports it, once MUJOCO_GL is settled
+
+ARM_JOINTS = tuple(f"panda_joint{k}" for k in range(1, 8))
+JOINT_NAMES = (*ARM_JOINTS, "panda_finger_joint1")
+MAIN_PRIORITY = 50
+LOOP_PRIORITY = 70
+RATE_WINDOW_S = 1.0
+
+
+@dataclass
+class LoopFigures:
+    """What the physics loop measured; written by its thread only."""
+
+    steps: int = 0
+    overruns: int = 0
+    catch_up_steps: int = 0
+    skipped_periods: int = 0
+    commands: int = 0
+    rejected_commands: int = 0
+    real_time_factor: float = 1.0
+    lateness_peak_s: float = 0.0
+    cpu_share: float = 0.0
+
+
+@dataclass
+class _ResetRequest:
+    seed: int
+    instruction: str
+    start: str
+    done: threading.Event = field(default_factory=threading.Event)
+    problem: str = ""
+
+
+class SimNode(Node):
+    """Publishes what a robot cell publishes; see the module text."""
+
+    def __init__(self, cell: Cell, gl_backend: str | None) -> None:
+        """Put ``cell`` on the graph; ``gl_backend`` is the user's MUJOCO_GL for the cameras."""
+        super().__init__("sim")
+        self._declare()
+        self.cell = cell
+        self._gl_backend = gl_backend
+        self.cell.step(self.cell.torque_nm.copy(), 0.0)  # compiles before time counts
+        self.cell.reset(
+            int(self.get_parameter("seed").value),
+            str(self.get_parameter("instruction").value),
+            str(self.get_parameter("start").value),
+        )
+        self.figures = LoopFigures()
+        self.frame_id = str(self.get_parameter("base_frame").value)
+        self._stop = threading.Event()
+        self._reset: _ResetRequest | None = None
+        self.failure = ""
+
+        newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        self._joint_states = self.create_publisher(JointState, "joint_states", newest)
+        self._task_state = self.create_publisher(TaskState, "sim/task_state", 1)
+        self._encoder = JointStateEncoder(JOINT_NAMES, self.frame_id)
+        arm = len(ARM_JOINTS)
+        self._effort_decoder = CommandDecoder(arm)
+        self._gripper_decoder = CommandDecoder(1)
+        self._efforts = PolledSubscription(
+            self, Float64MultiArray, "effort_controller/commands", newest
+        )
+        self._grippers = PolledSubscription(
+            self, Float64MultiArray, "gripper_controller/commands", newest
+        )
+        self._task = TaskState()
+        self._task.header.frame_id = self.frame_id
+        self.create_service(ResetScene, "~/reset_scene", self._on_reset_scene)
+
+        self._shared = SharedSnapshot(self.cell.model.nq)
+        self._shared.write(time.time_ns(), self.cell.snapshot())
+        self._cameras = self._start_cameras()
+
+    # -- parameters --------------------------------------------------------------------------
+    def _declare(self) -> None:
+        def ranged(name: str, value: float, low: float, top: float, text: str) -> None:
+            limits = FloatingPointRange(from_value=low, to_value=top)
+            self.declare_parameter(
+                name, value,
+                ParameterDescriptor(
+                    description=text, read_only=True, floating_point_range=[limits]
+                ),
+            )
+
+        fixed = ParameterDescriptor
+        self.declare_parameter("seed", 0, fixed(description="seed of the first scene"))
+        self.declare_parameter(
+            "instruction", "pick up the red cube", fixed(description="task of the first scene")
+        )
+        self.declare_parameter("start", "home", fixed(description="first arm pose: home or random"))
+        self.declare_parameter(
+            "base_frame", "panda_link0", fixed(description="frame_id of joint and task states")
+        )
+        self.declare_parameter(
+            "viewer", False, fixed(description="open MuJoCo's viewer (needs a screen)")
+        )
+        ranged("camera_rate_hz", 10.0, 0.1, 60.0, "scene and wrist images per second")
+        ranged("overview_rate_hz", 10.0, 0.1, 60.0, "overview images per second")
+        ranged("task_state_rate_hz", 20.0, 0.1, 1000.0, "task states per second")
+        ranged(
+            "max_catch_up_s", 0.05, 0.001, 1.0,
+            "a loop further behind than this gives the lost time up instead of catching up",
+        )
+
+    # -- cameras -----------------------------------------------------------------------------
+    def _start_cameras(self) -> subprocess.Popen[bytes]:
+        images = float(self.get_parameter("camera_rate_hz").value)
+        overview = float(self.get_parameter("overview_rate_hz").value)
+        config = CameraProcessConfig(
+            descriptor=self._shared.descriptor,
+            positions=self.cell.model.nq,
+            node_name=f"{self.get_name()}_cameras",
+            namespace=self.get_namespace(),
+            outputs=tuple(
+                CameraOutput(
+                    camera, self.resolve_topic_name(f"{camera}/image_raw"), rate_hz,
+                    f"{camera}_camera",
+                )
+                for camera, rate_hz in (
+                    ("scene", images), ("wrist", images), ("overview", overview)
+                )
+            ),
+            viewer=bool(self.get_parameter("viewer").value),
+        )
+        environment = dict(os.environ)
+        environment.pop("MUJOCO_GL", None)
+        if self._gl_backend:
+            environment["MUJOCO_GL"] = self._gl_backend
+        return subprocess.Popen(
+            [sys.executable, "-m", "niaf_sim.camera_process", config.to_json()],
+            pass_fds=(self._shared.descriptor,),
+            env=environment,
+        )
+
+    def check_cameras(self) -> str:
+        """Empty while the camera process lives; else why the node must end."""
+        code = self._cameras.poll()
+        if code is None:
+            return ""
+        if code == NO_GRAPHICS:
+            return "no camera images: MuJoCo cannot render here (see the message above)"
+        return f"the camera process ended by itself with code {code}"
+
+    # -- services ----------------------------------------------------------------------------
+    def _on_reset_scene(
+        self, request: ResetScene.Request, response: ResetScene.Response
+    ) -> ResetScene.Response:
+        wish = _ResetRequest(int(request.seed), request.instruction, request.start or "home")
+        self._reset = wish
+        if not wish.done.wait(5.0):
+            response.success, response.message = False, "the physics loop does not answer"
+        elif wish.problem:
+            response.success, response.message = False, wish.problem
+        else:
+            response.success = True
+            response.message = (
+                f"seed {wish.seed}, {wish.instruction!r}, arm at {wish.start}; brakes hold until "
+                "the first effort command"
+            )
+        log = self.get_logger()
+        (log.info if response.success else log.error)(f"reset_scene: {response.message}")
+        return response
+
+    # -- the loop (its own thread) -----------------------------------------------------------
+    def run_loop(self) -> None:
+        """Physics until :meth:`stop`; a failure is kept in ``failure``."""
+        try:
+            self._loop()
+        except Exception as error:
+            self.failure = f"physics loop failed: {type(error).__name__}: {error}"
+            self.get_logger().fatal(self.failure)
+
+    def _take_effort(self) -> np.ndarray | None:
+        data = self._efforts.take_newest()
+        if data is None:
+            return None
+        values = self._effort_decoder.decode(data)
+        problem = command_problem(values, len(ARM_JOINTS))
+        if problem:
+            self.figures.rejected_commands += 1
+            self.get_logger().warning(
+                f"effort command dropped: {problem} ({self.figures.rejected_commands} dropped "
+                "so far)",
+                throttle_duration_sec=2.0,
+            )
+            return None
+        self.figures.commands += 1
+        return values
+
+    def _take_gripper(self) -> float | None:
+        data = self._grippers.take_newest()
+        if data is None:
+            return None
+        values = self._gripper_decoder.decode(data)
+        problem = command_problem(values, 1)
+        if problem:
+            self.figures.rejected_commands += 1
+            self.get_logger().warning(
+                f"gripper command dropped: {problem}", throttle_duration_sec=2.0
+            )
+            return None
+        return float(values[0])
+
+    def _loop(self) -> None:
+        cell, figures, encoder, shared = self.cell, self.figures, self._encoder, self._shared
+        data = cell.data
+        finger = int(cell.model.joint(JOINT_NAMES[-1]).dofadr[0])
+        arm = len(ARM_JOINTS)
+        period_ns = round(cell.config.control_period_s * 1e9)
+        give_up_ns = round(float(self.get_parameter("max_catch_up_s").value) * 1e9)
+        task_every = max(
+            1, round(1e9 / (float(self.get_parameter("task_state_rate_hz").value) * period_ns))
+        )
+        publish = self._joint_states.publish
+        clock, wall = time.monotonic_ns, time.time_ns
+        braked = True
+        deadline = clock() + period_ns
+        window_start, window_steps, window_cpu_s = clock(), 0, thread_cpu_s()
+        while not self._stop.is_set():
+            now = clock()
+            if now < deadline:
+                time.sleep((deadline - now) * 1e-9)
+                now = clock()
+            elif now > deadline:
+                figures.catch_up_steps += 1
+            late_ns = now - deadline
+            figures.lateness_peak_s = max(figures.lateness_peak_s, late_ns * 1e-9)
+            if late_ns > give_up_ns:
+                lost = late_ns // period_ns
+                figures.skipped_periods += int(lost)
+                deadline += lost * period_ns
+
+            reset = self._reset
+            if reset is not None:
+                self._reset = None
+                braked |= self._apply_reset(reset)
+                deadline = clock()
+
+            effort = self._take_effort()
+            gripper = self._take_gripper()
+            if effort is not None:
+                braked = False
+            if not braked:
+                cell.step(effort, gripper)
+            stamp_ns = wall()
+            encoder.position[:arm] = cell.q
+            encoder.velocity[:arm] = cell.dq
+            encoder.effort[:arm] = cell.torque_nm
+            encoder.position[arm] = 0.5 * cell.gripper_width_m
+            encoder.velocity[arm] = data.qvel[finger]
+            encoder.effort[arm] = 0.0
+            publish(encoder.encode(stamp_ns))
+            shared.write(stamp_ns, data.qpos)
+
+            figures.steps += 1
+            window_steps += 1
+            if figures.steps % task_every == 0:
+                self._publish_task(stamp_ns)
+            deadline += period_ns
+            now = clock()
+            if now > deadline:
+                figures.overruns += 1
+            elapsed_ns = now - window_start
+            if elapsed_ns >= RATE_WINDOW_S * 1e9:
+                figures.real_time_factor = window_steps * period_ns / elapsed_ns
+                cpu_s = thread_cpu_s()
+                figures.cpu_share = (cpu_s - window_cpu_s) / (elapsed_ns * 1e-9)
+                window_start, window_steps, window_cpu_s = now, 0, cpu_s
+
+    def _apply_reset(self, wish: _ResetRequest) -> bool:
+        """Reset in the loop's thread; True when the scene is new (and brakes hold)."""
+        try:
+            self.cell.reset(wish.seed, wish.instruction, wish.start)
+        except ValueError as error:
+            wish.problem = str(error)
+        else:
+            self._efforts.take_newest()  # a command for the old scene must not move the new one
+            self._grippers.take_newest()
+            self.figures.overruns = 0
+        wish.done.set()
+        return not wish.problem
+
+    def _publish_task(self, stamp_ns: int) -> None:
+        task, cell = self._task, self.cell
+        task.header.stamp.sec, task.header.stamp.nanosec = divmod(stamp_ns, 1_000_000_000)
+        task.instruction = cell.instruction
+        task.success = bool(cell.success())
+        task.elapsed_s = cell.time_s
+        task.seed = cell.seed
+        task.real_time_factor = self.figures.real_time_factor
+        task.overruns = self.figures.overruns
+        self._task_state.publish(task)
+
+    # -- end ---------------------------------------------------------------------------------
+    def stop(self) -> None:
+        """End the loop and the camera process."""
+        self._stop.set()
+        self._shared.request_stop()
+
+    def close(self) -> None:
+        """Release what the node owns, after the loop has ended."""
+        self._shared.request_stop()
+        try:
+            self._cameras.wait(3.0)
+        except subprocess.TimeoutExpired:
+            self._cameras.kill()
+            self._cameras.wait()
+        self._efforts.destroy()
+        self._grippers.destroy()
+        self.destroy_node()
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; exit code 1 when the loop or the cameras failed."""
+    scheduling = request_fifo(MAIN_PRIORITY)  # before rclpy.init: its threads inherit it
+    fine_timer_slack()
+    # Physics needs no OpenGL: a missing GL library must not stop it. The cameras choose their own.
+    gl_backend = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disable"
+    from niaf_sim.cell import Cell
+
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = SimNode(Cell(), gl_backend)
+    except (ValueError, ParameterException) as error:
+        print(f"sim: cannot start: {error}", file=sys.stderr, flush=True)
+        rclpy.try_shutdown()
+        return 2
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    executor = EventsExecutor()
+    executor.add_node(node)
+    quiet_interpreter()
+    loop, granted = start_thread("physics", node.run_loop, LOOP_PRIORITY)
+    node.get_logger().info(
+        f"{1.0 / node.cell.config.control_period_s:.0f} Hz physics of {node.cell.instruction!r}, "
+        f"seed {node.cell.seed}; {scheduling}"
+    )
+    failure = ""
+    while not (stopping.is_set() or failure):
+        executor.spin_once(timeout_sec=0.1)
+        failure = node.failure or node.check_cameras()
+    node.stop()
+    loop.join(2.0)
+    if failure:
+        print(f"sim: {failure}", file=sys.stderr, flush=True)
+    figures = node.figures
+    print(
+        f"sim: {figures.steps} steps, {figures.overruns} overruns since the last reset, "
+        f"{figures.catch_up_steps} catch-up steps, {figures.skipped_periods} periods given up, "
+        f"worst lateness {figures.lateness_peak_s * 1e3:.2f} ms, real-time factor "
+        f"{figures.real_time_factor:.3f}, loop CPU {figures.cpu_share * 100:.0f} %, "
+        f"{figures.commands} commands, {figures.rejected_commands} dropped; {'; '.join(granted)}",
+        flush=True,
+    )
+    node.close()
+    rclpy.try_shutdown()
+    return 1 if failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
