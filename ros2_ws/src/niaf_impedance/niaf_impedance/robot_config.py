@@ -1,0 +1,315 @@
+"""Description of one arm, read from YAML and checked field by field.
+
+The URDF gives geometry, inertia and position limits; this file gives what a URDF does not know:
+limits of acceleration and torque rate, gains and their ranges, friction, rotor inertia, gripper.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+FloatArray = np.ndarray
+
+
+class RobotConfigError(ValueError):
+    """A robot description that cannot be used; the text names key, value and remedy."""
+
+
+@dataclass(frozen=True)
+class GainRange:
+    """Default and allowed range of one gain."""
+
+    default: float
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """What the controller must know about one joint beyond its URDF entry."""
+
+    name: str
+    home_rad: float
+    position_margin_rad: float
+    velocity_limit_rad_s: float
+    acceleration_limit_rad_s2: float
+    torque_limit_nm: float
+    torque_rate_limit_nm_s: float
+    kp: GainRange
+    kd: GainRange
+    damp_nms_rad: float
+    coulomb_nm: float
+    viscous_nms_rad: float
+    armature_kgm2: float
+
+
+@dataclass(frozen=True)
+class GripperConfig:
+    """Gripper that follows the field channel ``channel`` (opening width, metres).
+
+    ``joint`` is its joint in ``joint_states``; width = ``width_scale`` * joint position. Every URDF
+    joint that is not an arm joint is locked at ``lock_position_m`` in the dynamics.
+    """
+
+    channel: str
+    joint: str
+    width_scale: float
+    max_width_m: float
+    speed_limit_m_s: float
+    hysteresis_m: float
+    lock_position_m: float
+
+
+@dataclass(frozen=True)
+class PayloadConfig:
+    """Point mass carried by the last joint, centre of mass in that joint's frame."""
+
+    mass_kg: float = 0.0
+    com_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """One arm. ``urdf`` is the resolved path."""
+
+    robot: str
+    urdf: Path
+    base_frame: str
+    gravity_m_s2: tuple[float, float, float]
+    joints: tuple[JointConfig, ...]
+    gripper: GripperConfig | None
+    payload: PayloadConfig
+    source: Path
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        return tuple(joint.name for joint in self.joints)
+
+    @property
+    def home_rad(self) -> FloatArray:
+        return np.array([joint.home_rad for joint in self.joints])
+
+
+def default_robot_config_path(name: str = "panda") -> Path:
+    """Path of a robot description shipped with this package (installed or from the source tree)."""
+    file = f"{name}.yaml"
+    source = Path(__file__).resolve().parent.parent / "config" / file
+    if source.is_file():
+        return source
+    try:
+        from ament_index_python.packages import get_package_share_directory
+
+        share = Path(get_package_share_directory("niaf_impedance")) / "config" / file
+    except Exception as error:
+        raise RobotConfigError(
+            f"robot description {file!r} not found beside the package, and the ROS index does not "
+            f"know niaf_impedance ({error}); source the workspace or give a full path"
+        ) from error
+    if not share.is_file():
+        known = sorted(p.stem for p in share.parent.glob("*.yaml"))
+        raise RobotConfigError(f"no robot description {name!r}; shipped ones: {known}")
+    return share
+
+
+def resolve_urdf(text: str, beside: Path) -> Path:
+    """Path of the URDF named by ``text`` (see the comment in ``config/panda.yaml``)."""
+    if text.startswith("example-robot-data:"):
+        tail = text.split(":", 1)[1]
+        path = _in_example_robot_data(tail)
+        if path is None:
+            raise RobotConfigError(
+                f"urdf: {text!r} not found: install the PyPI package example-robot-data or the ROS "
+                "package example-robot-data, or give a path to the URDF"
+            )
+        return path
+    if text.startswith("package://"):
+        package, _, tail = text[len("package://") :].partition("/")
+        try:
+            from ament_index_python.packages import get_package_share_directory
+
+            path = Path(get_package_share_directory(package)) / tail
+        except Exception as error:
+            raise RobotConfigError(
+                f"urdf: ROS package {package!r} of {text!r} not found ({error}); "
+                "source its workspace or give a path"
+            ) from error
+    else:
+        path = Path(os.path.expandvars(text)).expanduser()
+        if not path.is_absolute():
+            path = beside / path
+    if not path.is_file():
+        raise RobotConfigError(f"urdf: file {path} does not exist (given as {text!r})")
+    return path
+
+
+def _in_example_robot_data(tail: str) -> Path | None:
+    try:
+        for entry in importlib.metadata.files("example-robot-data") or ():
+            if str(entry).endswith(f"robots/{tail}"):
+                return Path(os.path.realpath(str(entry.locate())))
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    prefixes = os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) + ["/usr", "/usr/local"]
+    for prefix in filter(None, prefixes):
+        path = Path(prefix) / "share" / "example-robot-data" / "robots" / tail
+        if path.is_file():
+            return path
+    return None
+
+
+class _Reader:
+    """Reads one mapping of the YAML; every complaint names file, key and value."""
+
+    def __init__(self, mapping: object, where: str, file: Path) -> None:
+        self.where, self.file = where, file
+        if not isinstance(mapping, Mapping):
+            raise RobotConfigError(f"{file}: {where} must be a mapping, not {mapping!r}")
+        self.mapping: Mapping[str, Any] = mapping
+        self.used: set[str] = set()
+
+    def fail(self, key: str, problem: str) -> RobotConfigError:
+        path = f"{self.where}.{key}" if self.where else key
+        return RobotConfigError(f"{self.file}: {path}: {problem}")
+
+    def get(self, key: str) -> Any:
+        self.used.add(key)
+        if key not in self.mapping:
+            raise self.fail(key, "missing; add it")
+        return self.mapping[key]
+
+    def text(self, key: str) -> str:
+        value = self.get(key)
+        if not isinstance(value, str) or not value:
+            raise self.fail(key, f"must be a non-empty text, not {value!r}")
+        return value
+
+    def number(self, key: str, low: float = -math.inf, high: float = math.inf,
+               above: bool = False) -> float:
+        return self.check(key, self.get(key), low, high, above)
+
+    def check(self, key: str, value: Any, low: float = -math.inf, high: float = math.inf,
+              above: bool = False) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.fail(key, f"must be a number, not {value!r}")
+        number = float(value)
+        if not math.isfinite(number):
+            raise self.fail(key, f"must be finite, not {value!r}")
+        if number < low or number > high or (above and number <= low):
+            sign = ">" if above else ">="
+            limit = f"{sign} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
+            raise self.fail(key, f"is {number:g} but must be {limit}; correct the value")
+        return number
+
+    def vector(self, key: str) -> tuple[float, float, float]:
+        value = self.get(key)
+        if not isinstance(value, list) or len(value) != 3:
+            raise self.fail(key, f"must be a list of three numbers, not {value!r}")
+        x, y, z = (self.check(f"{key}[{i}]", item) for i, item in enumerate(value))
+        return x, y, z
+
+    def finish(self) -> None:
+        unknown = sorted(set(map(str, self.mapping)) - self.used)
+        if unknown:
+            raise self.fail(unknown[0], f"unknown key; known keys here: {sorted(self.used)}")
+
+
+def _gain(reader: _Reader, key: str) -> GainRange:
+    inner = _Reader(reader.get(key), f"{reader.where}.{key}", reader.file)
+    low = inner.number("min", 0.0)
+    high = inner.number("max", low)
+    gain = GainRange(inner.number("default", low, high), low, high)
+    inner.finish()
+    return gain
+
+
+def _joint(mapping: object, index: int, file: Path) -> JointConfig:
+    reader = _Reader(mapping, f"joints[{index}]", file)
+    name = reader.text("name")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise reader.fail("name", f"{name!r} cannot be part of a ROS parameter name "
+                          "(letters, digits and _ only); rename the joint in the URDF")
+    reader.where = f"joints[{name}]"
+    joint = JointConfig(
+        name=name,
+        home_rad=reader.number("home_rad"),
+        position_margin_rad=reader.number("position_margin_rad", 0.0),
+        velocity_limit_rad_s=reader.number("velocity_limit_rad_s", 0.0, above=True),
+        acceleration_limit_rad_s2=reader.number("acceleration_limit_rad_s2", 0.0, above=True),
+        torque_limit_nm=reader.number("torque_limit_nm", 0.0, above=True),
+        torque_rate_limit_nm_s=reader.number("torque_rate_limit_nm_s", 0.0, above=True),
+        kp=_gain(reader, "kp"),
+        kd=_gain(reader, "kd"),
+        damp_nms_rad=reader.number("damp_nms_rad", 0.0, above=True),
+        coulomb_nm=reader.number("coulomb_nm", 0.0),
+        viscous_nms_rad=reader.number("viscous_nms_rad", 0.0),
+        armature_kgm2=reader.number("armature_kgm2", 0.0),
+    )
+    reader.finish()
+    return joint
+
+
+def _gripper(mapping: object, file: Path) -> GripperConfig:
+    reader = _Reader(mapping, "gripper", file)
+    max_width = reader.number("max_width_m", 0.0, above=True)
+    gripper = GripperConfig(
+        channel=reader.text("channel"),
+        joint=reader.text("joint"),
+        width_scale=reader.number("width_scale", 0.0, above=True),
+        max_width_m=max_width,
+        speed_limit_m_s=reader.number("speed_limit_m_s", 0.0, above=True),
+        hysteresis_m=reader.number("hysteresis_m", 0.0, max_width / 2),
+        lock_position_m=reader.number("lock_position_m"),
+    )
+    reader.finish()
+    return gripper
+
+
+def load_robot_config(path: str | Path) -> RobotConfig:
+    """Read and check a robot description. Raises RobotConfigError naming key, value, remedy."""
+    file = Path(path).expanduser()
+    try:
+        document = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise RobotConfigError(f"cannot read robot description {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RobotConfigError(f"{file} is not valid YAML: {error}") from error
+    reader = _Reader(document, "", file)
+    joints_raw = reader.get("joints")
+    if not isinstance(joints_raw, list) or not joints_raw:
+        raise reader.fail("joints", "must be a list with one entry per joint")
+    joints = tuple(_joint(item, i, file) for i, item in enumerate(joints_raw))
+    names = [joint.name for joint in joints]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise reader.fail("joints", f"joint {twice[0]!r} is listed twice; remove one entry")
+    gripper = None
+    if reader.mapping.get("gripper") is not None:
+        gripper = _gripper(reader.mapping["gripper"], file)
+    payload = PayloadConfig()
+    if reader.mapping.get("payload") is not None:
+        inner = _Reader(reader.mapping["payload"], "payload", file)
+        payload = PayloadConfig(inner.number("mass_kg", 0.0), inner.vector("com_m"))
+        inner.finish()
+    reader.used |= {"gripper", "payload"}
+    config = RobotConfig(
+        robot=reader.text("robot"),
+        urdf=resolve_urdf(reader.text("urdf"), file.resolve().parent),
+        base_frame=reader.text("base_frame"),
+        gravity_m_s2=reader.vector("gravity_m_s2"),
+        joints=joints,
+        gripper=gripper,
+        payload=payload,
+        source=file,
+    )
+    reader.finish()
+    return config

@@ -1,0 +1,426 @@
+"""One control tick, compiled: reference, blend, time scaling, law, dynamics, limits, stop ladder.
+
+``tick`` is the only place where torque is made. It runs on flat preallocated arrays, allocates
+nothing, and does not need the GIL; ROS node, lock-step environment, replay and tests all call it.
+
+Reference. Up to three *slots* are kept, oldest first. Slot 0 is what the arm follows; each later
+slot k is blended over the slots before it from ``seam`` over ``blend`` seconds of path time::
+
+    C_0 = R_0,   C_k = (1 - w_k) C_{k-1} + w_k R_k
+
+so a reference that arrives in the middle of a blend starts from the blend itself, without a kink.
+Path time sigma is the clock in TRACK. In BRAKE its rate falls from 1 to 0 over ``brake_T`` with a
+quintic profile, so that velocity and acceleration scale by the chain rule and the arm stays on
+its path; a planned brake ends exactly at the end of the newest reference.
+
+Arrays (n joints; column n of width n + 1 is the gripper):
+
+========  ==================  ==================================================================
+cf        [CF_SIZE]           configuration, rows ``CF_*``
+jp        [JP_ROWS, n]        per-joint parameters, rows ``JP_*``
+st        [ST_SIZE]           state, entries ``ST_*``
+si        [SI_SIZE] int64     state, entries ``SI_*``
+meta      [3, 4 + n + 1]      per slot: kind, size a, size b, D, then channel of each column or -1
+sf        [3, 4]              per slot: start_s, horizon_s, seam_s, blend_s
+d0 d1 d2  flat                per slot: folded weights, or knots and coefficients, or held values
+tel       [TEL_ROWS, n + 1]   what the tick computed, rows ``TEL_*``
+========  ==================  ==================================================================
+
+No fast-math flag is set in this module: the finite checks below must survive the compiler.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import numpy as np
+from niaf_field.blend import blend_jets, smoothstep5
+from niaf_field.jets import field_jets
+from niaf_field.spline import spline_jets
+from numba import njit
+
+from niaf_impedance.dynamics import rnea
+
+SLOTS = 3
+KIND_HOLD, KIND_SIREN, KIND_SPLINE = 0, 1, 2
+META_KIND, META_A, META_B, META_D, META_CHANNEL = 0, 1, 2, 3, 4
+SF_START, SF_HORIZON, SF_SEAM, SF_BLEND = 0, 1, 2, 3
+
+MODE_OFF, MODE_TRACK, MODE_BRAKE, MODE_HOLD, MODE_DAMP, MODE_ESTOP = 0, 1, 2, 3, 4, 5
+FF_GRAVITY, FF_NONLINEAR, FF_FULL = 0, 1, 2
+
+# fault numbers: niaf_impedance.faults.Fault (a test holds the two together)
+F_STATE_NOT_FINITE, F_STATE_STALE, F_STATE_JUMP, F_CLOCK = 10, 11, 12, 13
+F_OVERSPEED, F_TRACKING_ERROR, F_REFERENCE_NOT_FINITE, F_DYNAMICS_NOT_FINITE = 20, 21, 30, 31
+
+CF_DT_MAX = 0  # largest dt that the torque-rate limit and ramps are given, s
+CF_STATE_TIMEOUT = 1  # a longer gap between two states is a fault, s
+CF_JUMP_MARGIN = 2  # position change allowed beyond twice the velocity limit, rad
+CF_OVERSPEED_RATIO = 3
+CF_FEEDFORWARD = 4  # FF_*
+CF_FRICTION_SCALE = 5
+CF_COULOMB_SPEED = 6  # speed at which the Coulomb term has reached 76 %, rad/s
+CF_DAMP_GRAVITY = 7  # 1: gravity is compensated in DAMP and ESTOP
+CF_DEACTIVATE = 8  # duration of the ramp to gravity only, s
+CF_GRIPPER_MAX = 9
+CF_GRIPPER_SPEED = 10
+CF_GRIPPER_HYSTERESIS = 11
+CF_CLOCK_TOLERANCE = 12  # states in a row without advancing time before it is a fault
+CF_SIZE = 13
+
+JP_KP, JP_KD, JP_KP_TARGET, JP_KD_TARGET, JP_KP_RATE, JP_KD_RATE = 0, 1, 2, 3, 4, 5
+JP_TORQUE, JP_TORQUE_RATE, JP_DAMP, JP_COULOMB, JP_VISCOUS, JP_ARMATURE = 6, 7, 8, 9, 10, 11
+JP_VELOCITY, JP_TRACKING = 12, 13
+JP_ROWS = 14
+
+ST_T = 0  # time of the last tick, s
+ST_DT = 1  # measured period, s
+ST_SIGMA = 2  # path time, s
+ST_RATE = 3  # d sigma / dt
+ST_BRAKE_AT = 4  # path time (= clock) at which braking begins, s
+ST_BRAKE_T = 5  # duration of braking, s; 0: the reference ends at rest by itself
+ST_END = 6  # end of the newest reference, s
+ST_GRIPPER_TARGET = 7
+ST_GRIPPER = 8
+ST_DEACTIVATE_AT = 9
+ST_PEAK_TORQUE = 10  # window statistics since activation
+ST_PEAK_TORQUE_RATE = 11
+ST_SEAM_POSITION = 12
+ST_SEAM_VELOCITY = 13
+ST_SEAM_ACCELERATION = 14
+ST_GRIPPER_HOLD = 15  # width used by references without a gripper channel
+ST_SIZE = 16
+
+SI_MODE, SI_FAULT, SI_FAULT_JOINT, SI_COUNT, SI_SEAM, SI_DEACTIVATING, SI_STUCK, SI_TICKS = (
+    0, 1, 2, 3, 4, 5, 6, 7,
+)
+SI_DROPPED = 8  # states refused because time ran backwards
+SI_SIZE = 9
+
+TEL_Q_REF, TEL_DQ_REF, TEL_DDQ_REF, TEL_Q, TEL_DQ = 0, 1, 2, 3, 4
+TEL_STIFFNESS, TEL_DAMPING, TEL_GRAVITY, TEL_INERTIA, TEL_FRICTION = 5, 6, 7, 8, 9
+TEL_ROWS = 10
+
+
+@njit(cache=True, nogil=True)
+def _slot_jet(data, meta, sf, gripper_hold, s, raw, work, out):
+    """Jets of one slot at path time s, columns gathered into ``out`` [3, n + 1]."""
+    columns = out.shape[1]
+    kind = meta[0]
+    if kind == 0:
+        for c in range(columns):
+            out[0, c] = data[c]
+            out[1, c] = 0.0
+            out[2, c] = 0.0
+        return
+    a, b, d = meta[1], meta[2], meta[3]
+    jet = raw[0 : 3 * d].reshape((3, d))
+    if kind == 1:
+        field_jets(data, a, b, d, sf[0], sf[1], s, 2, jet, work)
+    else:
+        coefficients = data[a + 1 : a + 1 + a * 6 * d].reshape((a, 6, d))
+        spline_jets(data[0 : a + 1], coefficients, s, 2, jet)
+    for c in range(columns):
+        channel = meta[4 + c]
+        if channel >= 0:
+            out[0, c] = jet[0, channel]
+            out[1, c] = jet[1, channel]
+            out[2, c] = jet[2, channel]
+        else:
+            out[0, c] = gripper_hold
+            out[1, c] = 0.0
+            out[2, c] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def composite(count, d0, d1, d2, meta, sf, gripper_hold, s, raw, work, tmp, out):
+    """Blended reference at path time s: value, first and second path derivative [3, n + 1]."""
+    first = 0
+    for k in range(1, count):
+        if s >= sf[k, 2] + sf[k, 3]:
+            first = k
+    for k in range(first, count):
+        if k > first and s <= sf[k, 2]:
+            continue  # weight zero
+        data = d0 if k == 0 else (d1 if k == 1 else d2)
+        if k == first:
+            _slot_jet(data, meta[k], sf[k], gripper_hold, s, raw, work, out)
+        else:
+            _slot_jet(data, meta[k], sf[k], gripper_hold, s, raw, work, tmp)
+            blend_jets(out, tmp, s, sf[k, 2], sf[k, 3], out)
+
+
+@njit(cache=True, nogil=True)
+def path_time(t, brake_at, brake_t):
+    """(sigma, rate, rate derivative, stopped) at clock time t with braking planned at brake_at."""
+    if t <= brake_at or brake_t <= 0.0:
+        return t, 1.0, 0.0, False
+    x = (t - brake_at) / brake_t
+    if x >= 1.0:
+        return brake_at + 0.5 * brake_t, 0.0, 0.0, True
+    value, first, _, _ = smoothstep5(x)
+    x4 = x * x * x * x
+    integral = x4 * (2.5 + x * (x - 3.0))
+    return brake_at + brake_t * (x - integral), 1.0 - value, -first / brake_t, False
+
+
+@njit(cache=True, nogil=True)
+def scale_in_time(jets, rate, rate_dot):
+    """Chain rule in place: path derivatives [3, m] become time derivatives."""
+    for c in range(jets.shape[1]):
+        v = jets[1, c]
+        jets[1, c] = v * rate
+        jets[2, c] = jets[2, c] * rate * rate + v * rate_dot
+
+
+@njit(cache=True, nogil=True)
+def _friction(velocity, coulomb, viscous, speed):
+    return coulomb * np.tanh(velocity / speed) + viscous * velocity
+
+
+@njit(cache=True, nogil=True)
+def tick(
+    t, q_in, dq_in, cf, jp, st, si, model, parent, kind, gravity, d0, d1, d2, meta, sf,
+    raw, work, tmp, ref, dynamics_work, dyn, tel, tau,
+):
+    """Advance the controller to time ``t`` with measured ``q_in``, ``dq_in`` [n]; writes ``tau`` [n].
+
+    tau holds the previous command on entry. The result is finite, inside the torque limits, and
+    within the torque rate times the measured period of the previous command, whatever comes in.
+    """
+    n = tau.shape[0]
+    before_s = st[ST_T]
+    dt = t - before_s
+    clock_good = np.isfinite(dt)
+    if not clock_good or dt < 0.0:
+        si[SI_DROPPED] += 1
+        dt = 0.0
+    advancing = dt > 0.0
+    if advancing:
+        st[ST_T] = t
+        si[SI_STUCK] = 0
+    else:
+        si[SI_STUCK] += 1
+    now = st[ST_T]
+    st[ST_DT] = dt
+    dt_limited = min(dt, cf[CF_DT_MAX])
+    si[SI_TICKS] += 1
+    mode = si[SI_MODE]
+    q, dq = tel[TEL_Q, 0:n], tel[TEL_DQ, 0:n]
+
+    # -- measured state ------------------------------------------------------------------------
+    fault = 0
+    fault_joint = -1
+    for i in range(n):
+        if not (np.isfinite(q_in[i]) and np.isfinite(dq_in[i])):
+            fault, fault_joint = F_STATE_NOT_FINITE, i
+    if fault == 0:
+        for i in range(n):
+            reach = 2.0 * jp[JP_VELOCITY, i] * dt + cf[CF_JUMP_MARGIN]
+            if abs(q_in[i] - q[i]) > reach:
+                fault, fault_joint = F_STATE_JUMP, i
+            elif abs(dq_in[i]) > cf[CF_OVERSPEED_RATIO] * jp[JP_VELOCITY, i]:
+                fault, fault_joint = F_OVERSPEED, i
+        for i in range(n):
+            q[i] = q_in[i]
+            dq[i] = dq_in[i]
+    else:
+        for i in range(n):  # keep the last finite pose for gravity; no velocity is known
+            dq[i] = 0.0
+    if dt > cf[CF_STATE_TIMEOUT]:
+        fault, fault_joint = F_STATE_STALE, -1
+    elif si[SI_STUCK] > cf[CF_CLOCK_TOLERANCE]:
+        fault, fault_joint = F_CLOCK, -1
+
+    if mode == MODE_OFF:
+        for i in range(n):
+            tau[i] = 0.0
+        return
+
+    # -- reference -----------------------------------------------------------------------------
+    following = mode == MODE_TRACK or mode == MODE_BRAKE or mode == MODE_HOLD
+    hold_width = st[ST_GRIPPER_HOLD]
+    if following:
+        count = si[SI_COUNT]
+        if si[SI_SEAM] != 0:  # a hand-over happened since the last tick: measure its step
+            si[SI_SEAM] = 0
+            s, rate, rate_dot, _ = path_time(before_s, st[ST_BRAKE_AT], st[ST_BRAKE_T])
+            composite(count, d0, d1, d2, meta, sf, hold_width, s, raw, work, tmp, ref)
+            scale_in_time(ref, rate, rate_dot)
+            for i in range(n):
+                st[ST_SEAM_POSITION] = max(
+                    st[ST_SEAM_POSITION], abs(ref[0, i] - tel[TEL_Q_REF, i]))
+                st[ST_SEAM_VELOCITY] = max(
+                    st[ST_SEAM_VELOCITY], abs(ref[1, i] - tel[TEL_DQ_REF, i]))
+                st[ST_SEAM_ACCELERATION] = max(
+                    st[ST_SEAM_ACCELERATION], abs(ref[2, i] - tel[TEL_DDQ_REF, i]))
+        if mode == MODE_HOLD:
+            st[ST_RATE] = 0.0
+            composite(1, d0, d1, d2, meta, sf, hold_width, now, raw, work, tmp, ref)
+        else:
+            s, rate, rate_dot, stopped = path_time(now, st[ST_BRAKE_AT], st[ST_BRAKE_T])
+            if st[ST_BRAKE_T] <= 0.0 and now >= st[ST_END]:
+                s, rate, rate_dot, stopped = st[ST_END], 0.0, 0.0, True
+            composite(count, d0, d1, d2, meta, sf, hold_width, s, raw, work, tmp, ref)
+            scale_in_time(ref, rate, rate_dot)
+            st[ST_SIGMA] = s
+            st[ST_RATE] = rate
+            if stopped:
+                mode = MODE_HOLD
+                si[SI_COUNT] = 1
+                meta[0, META_KIND] = KIND_HOLD
+                for c in range(n + 1):
+                    d0[c] = ref[0, c]
+            elif rate < 1.0:
+                mode = MODE_BRAKE
+        if fault == 0:
+            for c in range(n + 1):
+                if not (np.isfinite(ref[0, c]) and np.isfinite(ref[1, c])
+                        and np.isfinite(ref[2, c])):
+                    fault, fault_joint = F_REFERENCE_NOT_FINITE, c
+        if fault == 0:
+            for i in range(n):
+                if abs(ref[0, i] - q[i]) > jp[JP_TRACKING, i]:
+                    fault, fault_joint = F_TRACKING_ERROR, i
+        if fault != 0:
+            si[SI_FAULT] = fault
+            si[SI_FAULT_JOINT] = fault_joint
+            mode = MODE_DAMP
+            following = False
+    if mode == MODE_HOLD and si[SI_DEACTIVATING] == 1:
+        si[SI_DEACTIVATING] = 2
+        st[ST_DEACTIVATE_AT] = now
+
+    # -- torque by term ------------------------------------------------------------------------
+    velocity_now, acceleration, zero = dyn[0], dyn[1], dyn[2]
+    bias, total = dyn[3], dyn[4]
+    feedforward = int(cf[CF_FEEDFORWARD])
+    for i in range(n):
+        zero[i] = 0.0
+        velocity_now[i] = dq[i] if feedforward != FF_GRAVITY and following else 0.0
+    rnea(model, parent, kind, gravity, q, velocity_now, zero, dynamics_work, bias)
+    if following:
+        strength = 1.0
+        if si[SI_DEACTIVATING] == 2:
+            strength = 1.0 - smoothstep5((now - st[ST_DEACTIVATE_AT]) / cf[CF_DEACTIVATE])[0]
+            if now - st[ST_DEACTIVATE_AT] >= cf[CF_DEACTIVATE]:
+                mode = MODE_OFF
+        if feedforward == FF_FULL:
+            for i in range(n):
+                acceleration[i] = ref[2, i]
+            rnea(model, parent, kind, gravity, q, velocity_now, acceleration, dynamics_work, total)
+        for i in range(n):
+            for kp, target, ramp in ((JP_KP, JP_KP_TARGET, JP_KP_RATE),
+                                     (JP_KD, JP_KD_TARGET, JP_KD_RATE)):
+                step = jp[ramp, i] * dt_limited
+                gap = jp[target, i] - jp[kp, i]
+                jp[kp, i] = jp[target, i] if abs(gap) <= step else jp[kp, i] + np.sign(gap) * step
+            tel[TEL_Q_REF, i] = ref[0, i]
+            tel[TEL_DQ_REF, i] = ref[1, i]
+            tel[TEL_DDQ_REF, i] = ref[2, i]
+            tel[TEL_STIFFNESS, i] = strength * jp[JP_KP, i] * (ref[0, i] - q[i])
+            tel[TEL_DAMPING, i] = jp[JP_KD, i] * (ref[1, i] - dq[i])
+            tel[TEL_GRAVITY, i] = bias[i]
+            inertia = 0.0
+            if feedforward == FF_FULL:
+                inertia = total[i] - bias[i] + jp[JP_ARMATURE, i] * ref[2, i]
+            tel[TEL_INERTIA, i] = strength * inertia
+            tel[TEL_FRICTION, i] = strength * cf[CF_FRICTION_SCALE] * _friction(
+                ref[1, i], jp[JP_COULOMB, i], jp[JP_VISCOUS, i], cf[CF_COULOMB_SPEED])
+        tel[TEL_Q_REF, n] = ref[0, n]
+        tel[TEL_DQ_REF, n] = ref[1, n]
+        tel[TEL_DDQ_REF, n] = ref[2, n]
+        # gripper: ignore wobble below the hysteresis, go all the way at the ends, limit the speed
+        width = min(max(ref[0, n], 0.0), cf[CF_GRIPPER_MAX])
+        if abs(width - st[ST_GRIPPER_TARGET]) > cf[CF_GRIPPER_HYSTERESIS]:
+            st[ST_GRIPPER_TARGET] = width
+        elif width < cf[CF_GRIPPER_HYSTERESIS]:
+            st[ST_GRIPPER_TARGET] = 0.0
+        elif width > cf[CF_GRIPPER_MAX] - cf[CF_GRIPPER_HYSTERESIS]:
+            st[ST_GRIPPER_TARGET] = cf[CF_GRIPPER_MAX]
+        reach = cf[CF_GRIPPER_SPEED] * dt_limited
+        st[ST_GRIPPER] += min(max(st[ST_GRIPPER_TARGET] - st[ST_GRIPPER], -reach), reach)
+    else:
+        for i in range(n):
+            tel[TEL_Q_REF, i] = q[i]
+            tel[TEL_DQ_REF, i] = 0.0
+            tel[TEL_DDQ_REF, i] = 0.0
+            tel[TEL_STIFFNESS, i] = 0.0
+            tel[TEL_DAMPING, i] = -jp[JP_DAMP, i] * dq[i]
+            tel[TEL_GRAVITY, i] = cf[CF_DAMP_GRAVITY] * bias[i]
+            tel[TEL_INERTIA, i] = 0.0
+            tel[TEL_FRICTION, i] = 0.0
+    si[SI_MODE] = mode
+
+    # -- sum and limits (nothing after this touches the torque) -----------------------------------
+    for i in range(n):
+        wish = (tel[TEL_STIFFNESS, i] + tel[TEL_DAMPING, i] + tel[TEL_GRAVITY, i]
+                + tel[TEL_INERTIA, i] + tel[TEL_FRICTION, i])
+        if not np.isfinite(wish):
+            if si[SI_MODE] != MODE_ESTOP:
+                si[SI_MODE] = MODE_DAMP
+            si[SI_FAULT] = F_DYNAMICS_NOT_FINITE
+            si[SI_FAULT_JOINT] = i
+            wish = 0.0
+        limit = jp[JP_TORQUE, i]
+        before = tau[i]
+        step = jp[JP_TORQUE_RATE, i] * dt_limited
+        wish = min(max(wish, before - step), before + step)
+        wish = min(max(wish, -limit), limit)
+        tau[i] = wish
+        st[ST_PEAK_TORQUE] = max(st[ST_PEAK_TORQUE], abs(wish) / limit)
+        if dt > 0.0:
+            ratio = abs(wish - before) / (jp[JP_TORQUE_RATE, i] * dt)
+            st[ST_PEAK_TORQUE_RATE] = max(st[ST_PEAK_TORQUE_RATE], ratio)
+
+
+@njit(cache=True, nogil=True)
+def scan(
+    times, brake_at, brake_t, end, count, d0, d1, d2, meta, sf, hold_width, model, parent, kind,
+    gravity, jp, cf, position_min, position_max, acceleration_max,
+    raw, work, tmp, ref, dynamics_work, dyn, ratios, joints, instants,
+):
+    """Sample the commanded motion at clock instants ``times`` [K] and keep the worst ratio per limit.
+
+    ratios, joints, instants [4]: position (distance from the middle over half the range), velocity,
+    acceleration, inverse-dynamics torque with friction. A value that is not finite gives ratio inf.
+    """
+    n = position_min.shape[0]
+    total = dyn[4]
+    for r in range(4):
+        ratios[r] = 0.0
+        joints[r] = -1
+        instants[r] = times[0]
+    for k in range(times.shape[0]):
+        t = times[k]
+        s, rate, rate_dot, _ = path_time(t, brake_at, brake_t)
+        if brake_t <= 0.0 and t > end:
+            s, rate, rate_dot = end, 0.0, 0.0
+        composite(count, d0, d1, d2, meta, sf, hold_width, s, raw, work, tmp, ref)
+        scale_in_time(ref, rate, rate_dot)
+        q, dq, ddq = ref[0, 0:n], ref[1, 0:n], ref[2, 0:n]
+        rnea(model, parent, kind, gravity, q, dq, ddq, dynamics_work, total)
+        for i in range(n):
+            middle = 0.5 * (position_max[i] + position_min[i])
+            half = 0.5 * (position_max[i] - position_min[i])
+            torque = total[i] + jp[JP_ARMATURE, i] * ddq[i] + cf[CF_FRICTION_SCALE] * _friction(
+                dq[i], jp[JP_COULOMB, i], jp[JP_VISCOUS, i], cf[CF_COULOMB_SPEED])
+            for r in range(4):
+                if r == 0:
+                    ratio = abs(q[i] - middle) / half
+                elif r == 1:
+                    ratio = abs(dq[i]) / jp[JP_VELOCITY, i]
+                elif r == 2:
+                    ratio = abs(ddq[i]) / acceleration_max[i]
+                else:
+                    ratio = abs(torque) / jp[JP_TORQUE, i]
+                if not np.isfinite(ratio):
+                    ratio = np.inf
+                if ratio > ratios[r]:
+                    ratios[r] = ratio
+                    joints[r] = i
+                    instants[r] = t
+        if not np.isfinite(ref[0, n]):
+            ratios[0] = np.inf
+            joints[0] = n
+            instants[0] = t
