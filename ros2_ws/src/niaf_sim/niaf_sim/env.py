@@ -17,9 +17,12 @@ from typing import Protocol
 
 import numpy as np
 
+from niaf_field.prior import Prior
 from niaf_field.reference import ActionField, SplineReference
+from niaf_impedance.admission import AdmissionVerdict
+from niaf_impedance.arm_model import ArmModel
 from niaf_impedance.controller import ControllerConfig, ImpedanceController
-from niaf_impedance.robot_config import ArmModel, RobotConfig
+from niaf_impedance.robot_config import RobotConfig, default_robot_config_path, load_robot_config
 from niaf_sim.cell import Cell, CellConfig
 
 FloatArray = np.ndarray
@@ -48,18 +51,29 @@ class Agent(Protocol):
         """Reference to follow from now on; None keeps the running one."""
 
 
+def robot_config(name_or_path: str) -> RobotConfig:
+    """Robot description by the name of a shipped one ('panda') or by the path of a YAML file."""
+    if "/" in name_or_path or name_or_path.endswith((".yaml", ".yml")):
+        return load_robot_config(name_or_path)
+    return load_robot_config(default_robot_config_path(name_or_path))
+
+
 class LockstepEnv:
-    """One cell and one controller on one simulated time line."""
+    """One cell and one controller on one simulated time line.
+
+    ``prior`` is the prior whose fields the controller admits; without one it follows splines only.
+    """
 
     def __init__(
         self,
         robot: RobotConfig,
+        prior: Prior | None = None,
         controller: ControllerConfig | None = None,
         cell: CellConfig | None = None,
     ) -> None:
         self.cell = Cell(cell)
         self.arm = ArmModel(robot)
-        self.controller = ImpedanceController(controller or ControllerConfig(), self.arm)
+        self.controller = ImpedanceController(controller or ControllerConfig(), self.arm, prior)
         self.instruction = self.cell.instruction
         self._sequence = 0
         #: called after every control period (for traces); None costs nothing
@@ -80,7 +94,10 @@ class LockstepEnv:
         """New episode of ``task``; the policy is told ``instruction`` (default: the task's own)."""
         self.cell.reset(seed, task, start)
         self.instruction = task if instruction is None else instruction
-        self.controller.activate(self.cell.time_s, self.cell.q, self.cell.dq)
+        cell = self.cell
+        self.controller.activate(
+            cell.time_s, cell.q, cell.dq, cell.gripper_width_m, cell.torque_nm.copy()
+        )
         self.run(0.05)
 
     def observe(self) -> Observation:
@@ -90,7 +107,7 @@ class LockstepEnv:
         state = np.concatenate([cell.q, cell.dq, [cell.gripper_width_m]])
         return Observation(images, state, self.instruction, cell.time_s)
 
-    def offer(self, reference: Reference) -> object:
+    def offer(self, reference: Reference) -> AdmissionVerdict:
         """Hand a reference to the controller's admission now; returns its verdict."""
         return self.controller.offer(self.cell.time_s, reference)
 
@@ -145,7 +162,7 @@ def run_episode(
         if reference is not None:
             offered += 1
             verdict = env.offer(reference)
-            refused += int(not verdict.admitted)
+            refused += int(not verdict.accepted)
         env.run(config.replan_s - config.latency_s)
         if env.cell.success() and success_s == np.inf:
             success_s = env.time_s

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from niaf_impedance.robot_config import load_robot_config
 from niaf_sim.agents import (
     DEFAULT_POLICY_FACTORY,
     ExpertAgent,
@@ -35,7 +34,14 @@ from niaf_sim.agents import (
     PolicyAgent,
     load_policy,
 )
-from niaf_sim.env import Agent, EpisodeConfig, LockstepEnv, Observation, run_episode
+from niaf_sim.env import (
+    Agent,
+    EpisodeConfig,
+    LockstepEnv,
+    Observation,
+    robot_config,
+    run_episode,
+)
 from niaf_sim.expert import Expert
 from niaf_sim.record import EVALUATION_SEED
 from niaf_sim.tasks import COLOURS, INSTRUCTIONS, Task, parse_instruction
@@ -62,7 +68,7 @@ class TickStatistics:
     """Running sums over control periods: tracking error, torque and reference smoothness."""
 
     def __init__(self, env: LockstepEnv) -> None:
-        self._limit = env.arm.config.torque_nm
+        self._limit = env.arm.limits.torque_nm
         self.reset()
 
     def reset(self) -> None:
@@ -137,8 +143,9 @@ class ExpertUnderInstruction:
 
 def _work(job: EvaluationJob, queue: Any) -> None:
     try:
-        env = LockstepEnv(load_robot_config(job.robot))
         agent = make_agent(job)
+        prior = agent.policy.prior if isinstance(agent, PolicyAgent) else None
+        env = LockstepEnv(robot_config(job.robot), prior)
         if isinstance(agent, ExpertAgent):
             agent = ExpertUnderInstruction(agent)
         statistics = TickStatistics(env)

@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from niaf_data.features import recording_features
 from niaf_data.writer import LeRobotWriter
-from niaf_impedance.robot_config import load_robot_config
 from niaf_sim import scene
 from niaf_sim.agents import (
     DEFAULT_POLICY_FACTORY,
@@ -34,7 +33,7 @@ from niaf_sim.agents import (
     load_policy,
     plan_from_here,
 )
-from niaf_sim.env import OBSERVED_CAMERAS, LockstepEnv, Observation
+from niaf_sim.env import OBSERVED_CAMERAS, LockstepEnv, Observation, robot_config
 from niaf_sim.expert import Expert
 from niaf_sim.kinematics import UnreachableError
 from niaf_sim.tasks import COLOURS, INSTRUCTIONS
@@ -163,11 +162,13 @@ class WorkerJob:
 def _work(job: WorkerJob, queue: Any) -> None:
     """Worker process: record its share and report after each episode."""
     try:
-        env = LockstepEnv(load_robot_config(job.robot))
-        expert = Expert()
         policy = None
         if job.checkpoint is not None:
             policy = PolicyAgent(load_policy(job.checkpoint, job.factory))
+        env = LockstepEnv(
+            robot_config(job.robot), prior=None if policy is None else policy.policy.prior
+        )
+        expert = Expert()
         config = RecordConfig()
         cameras = {
             camera.name: (camera.height, camera.width)
