@@ -1,4 +1,4 @@
-"""Arm model: URDF + robot description -> constants of the compiled dynamics, checked at start-up."""
+"""Arm model: URDF and robot description become constants of the compiled dynamics, checked."""
 
 from __future__ import annotations
 
@@ -64,8 +64,13 @@ class ArmModel:
 
     def inverse_dynamics(self, q: FloatArray, dq: FloatArray, ddq: FloatArray) -> FloatArray:
         """Torque [n] for the motion, rotor inertia included, friction not."""
-        rnea(self.model, self.parent, self.kind, self.gravity, q, dq, ddq, self._work, self._tau)
+        self._rnea(q, dq, ddq)
         return self._tau + self.armature_kgm2 * ddq
+
+    def _rnea(self, q: FloatArray, dq: FloatArray, ddq: FloatArray) -> None:
+        rnea(
+            self.model, self.parent, self.kind, self.gravity, q, dq, ddq, self._work, self._tau
+        )
 
     def gravity_torque(self, q: FloatArray) -> FloatArray:
         """Torque [n] that holds the arm still at ``q``."""
@@ -83,13 +88,13 @@ class ArmModel:
         for _ in range(states):
             q = rng.uniform(low, high)
             dq, ddq = rng.normal(size=(2, self.n)) * ((2.0,), (10.0,))
-            rnea(self.model, self.parent, self.kind, self.gravity, q, dq, ddq, self._work, self._tau)
+            self._rnea(q, dq, ddq)
             oracle = pinocchio.rnea(self.pinocchio_model, self._pinocchio_data, q, dq, ddq)
             worst = float(np.max(np.abs(self._tau - oracle)))
             if not worst <= AGREEMENT_NM:
                 raise ArmModelError(
-                    f"compiled dynamics of {self.config.urdf} differ from pinocchio by {worst:.3g} Nm "
-                    f"(allowed {AGREEMENT_NM:g}); do not run this arm, report its URDF"
+                    f"compiled dynamics of {self.config.urdf} differ from pinocchio by "
+                    f"{worst:.3g} Nm (allowed {AGREEMENT_NM:g}); do not run it, report its URDF"
                 )
 
 
@@ -158,8 +163,8 @@ def _extract(model: pinocchio.Model) -> tuple[FloatArray, FloatArray, FloatArray
         name = joint.shortname()
         if joint.nq != 1 or joint.nv != 1:
             raise ArmModelError(
-                f"joint {model.names[i + 1]!r} is a {name}: the compiled loop supports revolute and "
-                "prismatic joints with limits; change the joint's type in the URDF"
+                f"joint {model.names[i + 1]!r} is a {name}: the compiled loop supports revolute "
+                "and prismatic joints with limits; change the joint's type in the URDF"
             )
         letter = name.removeprefix("JointModel")
         if letter in ("RX", "RY", "RZ", "PX", "PY", "PZ"):

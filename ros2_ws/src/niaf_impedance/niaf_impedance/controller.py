@@ -1,7 +1,7 @@
 """The impedance controller: owns the arrays of the compiled tick, admits references, changes mode.
 
-No ROS, no clock: every time is an argument, in seconds of one clock of the caller's choice. Use a
-clock with a small epoch (seconds since start): at 1.7e9 s a float64 resolves only 0.24 microseconds.
+No ROS, no clock: every time is an argument, in seconds of one clock of the caller's choice. Use
+a clock with a small epoch (seconds since start): at 1.7e9 s a float64 resolves only 0.24 us.
 Methods must be called from one thread.
 """
 
@@ -12,8 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from niaf_field import ActionField, Prior, SplineReference, aligned_empty, siren_work_size
 
+from niaf_field import (
+    ActionField,
+    Prior,
+    Reference,
+    SplineReference,
+    aligned_empty,
+    siren_work_size,
+)
 from niaf_impedance import tick as k
 from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.arm_model import ArmModel
@@ -43,6 +50,14 @@ class ControllerConfig:
 
     feedforward: 'gravity' (at the measured pose), 'nonlinear' (adds Coriolis and centrifugal
     torque) or 'full' (adds inertia times reference acceleration, rotor inertia included).
+
+    brake_s is the shortest duration of braking; it is lengthened up to brake_max_s to respect the
+    acceleration limits. bridge_s: time in which a motion that has to be left comes to rest under the
+    blend. damp_gravity: in DAMP and ESTOP the arm's weight is still carried, so that it sinks
+    neither onto the work nor onto a hand; switch it off only for an arm whose model or mounting is
+    in doubt, for then the weight comes down against the damping. admit_*_ratio: largest peak over
+    limit that admission lets through; accelerations may pass the maker's planning limit for an
+    instant (a blend does), torque may not.
     """
 
     feedforward: str = "full"
@@ -64,7 +79,7 @@ class ControllerConfig:
     damp_gravity: bool = True
     admission_samples: int = 64
     admit_velocity_ratio: float = 1.0
-    admit_acceleration_ratio: float = 2.0
+    admit_acceleration_ratio: float = 3.0
     admit_torque_ratio: float = 1.0
     seam_position_limit_rad: float = 0.35
     seam_velocity_limit_rad_s: float = 2.0
@@ -86,9 +101,9 @@ class ControllerConfig:
                 raise ControllerConfigError(
                     f"{entry.name} is {value!r}; it must be finite and positive"
                 )
-        if self.admission_samples < 2:
+        if self.admission_samples < 8:
             raise ControllerConfigError(
-                f"admission_samples is {self.admission_samples}; it must be at least 2"
+                f"admission_samples is {self.admission_samples}; it must be at least 8"
             )
 
 
@@ -124,8 +139,8 @@ class WindowStatistics:
 class ImpedanceController:
     """Follows references with joint impedance; see ``tick.py`` for law and stop ladder.
 
-    ``prior`` (if given) is the only prior whose fields are admitted; its channel table maps channels
-    to joints by name. Splines have their channels in joint order, then optionally the gripper.
+    ``prior`` (if given) is the only prior whose fields are admitted; its channel table maps
+    channels to joints by name. Splines have channels in joint order, then optionally the gripper.
     """
 
     def __init__(self, config: ControllerConfig, arm: ArmModel, prior: Prior | None = None) -> None:
@@ -203,7 +218,7 @@ class ImpedanceController:
         self.accepted_count = 0
         self._bind()
 
-    # -- what the caller reads ---------------------------------------------------------------------
+    # -- what the caller reads --------------------------------------------------------------------
     @property
     def mode(self) -> Mode:
         return Mode(int(self._si[k.SI_MODE]))
@@ -284,7 +299,7 @@ class ImpedanceController:
             float(st[k.ST_SEAM_ACCELERATION]),
         )
 
-    # -- mode changes --------------------------------------------------------------------------------
+    # -- mode changes -----------------------------------------------------------------------------
     def activate(
         self,
         t_s: float,
@@ -295,8 +310,8 @@ class ImpedanceController:
     ) -> None:
         """Hold the measured pose with zero error.
 
-        The torque starts at ``tau_start_nm`` (what flows in the drives now), by default at the torque
-        that holds the arm against gravity, and moves from there within the rate limit: no step.
+        The torque starts at ``tau_start_nm`` (what flows in the drives now), by default at the
+        torque that holds the arm against gravity, and moves within the rate limit: no step.
         ``gripper_m`` is the measured width; by default the last command is kept.
         """
         q, dq = self._checked_state(q, dq)
@@ -331,7 +346,7 @@ class ImpedanceController:
         self._bind()
 
     def deactivate(self, t_s: float) -> None:
-        """Brake along the path, then ramp to gravity and damping only, then OFF (tick gives zero)."""
+        """Brake along the path, ramp to gravity and damping only, then OFF (tick gives zero)."""
         mode = self.mode
         if mode in (Mode.DAMP, Mode.ESTOP):
             self._si[k.SI_MODE] = Mode.OFF
@@ -359,7 +374,7 @@ class ImpedanceController:
             self._si[k.SI_FAULT_JOINT] = -1
 
     def reset(self) -> None:
-        """Leave DAMP or ESTOP: hold the measured pose. Only at standstill, else ResetRefusedError."""
+        """Leave DAMP or ESTOP: hold the measured pose. ResetRefusedError unless at standstill."""
         mode = self.mode
         if mode == Mode.OFF:
             raise ResetRefusedError("the controller is OFF; activate it instead")
@@ -369,8 +384,8 @@ class ImpedanceController:
         worst = int(np.argmax(speed))
         if not speed[worst] <= self.config.standstill_rad_s:
             raise ResetRefusedError(
-                f"{self.arm.joint_names[worst]} moves at {speed[worst]:.3f} rad/s; reset is allowed "
-                f"below standstill_rad_s = {self.config.standstill_rad_s:g}: wait until the arm rests"
+                f"{self.arm.joint_names[worst]} moves at {speed[worst]:.3f} rad/s; reset is "
+                f"allowed below standstill_rad_s = {self.config.standstill_rad_s:g}; wait for rest"
             )
         self.activate(
             float(self._st[k.ST_T]),
@@ -389,7 +404,7 @@ class ImpedanceController:
         return True
 
     def set_gains(self, kp: Sequence[float] | FloatArray, kd: Sequence[float] | FloatArray) -> None:
-        """New stiffness [n] and damping [n]; checked against the arm's ranges, ramped by the tick."""
+        """New stiffness [n] and damping [n]: checked against the arm's ranges, then ramped."""
         for name, values in (("kp", kp), ("kd", kd)):
             if len(values) != self.n:
                 raise ControllerConfigError(f"{name} needs {self.n} values, got {len(values)}")
@@ -410,9 +425,9 @@ class ImpedanceController:
             if self.mode == Mode.OFF:
                 jp[current] = jp[target]
 
-    # -- the tick --------------------------------------------------------------------------------------
+    # -- the tick ---------------------------------------------------------------------------------
     def tick(self, t_s: float, q: FloatArray, dq: FloatArray) -> FloatArray:
-        """Torque command [n] for the state measured at ``t_s``: a view that the next tick overwrites.
+        """Torque command [n] for the state measured at ``t_s``: a view, overwritten next time.
 
         q, dq: contiguous float64[n]. The result is finite and within the limits whatever comes in.
         """
@@ -424,8 +439,8 @@ class ImpedanceController:
         )
         return self._tau
 
-    # -- admission and hand-over -----------------------------------------------------------------------
-    def offer(self, t_s: float, reference: AnyReference) -> AdmissionVerdict:
+    # -- admission and hand-over ------------------------------------------------------------------
+    def offer(self, t_s: float, reference: Reference) -> AdmissionVerdict:
         """Judge a new reference at time ``t_s`` and, if accepted, hand over to it."""
         verdict = self._admit(t_s, reference)
         if verdict.accepted:
@@ -434,11 +449,13 @@ class ImpedanceController:
             self.refused_count += 1
         return verdict
 
-    def _admit(self, t_s: float, reference: AnyReference) -> AdmissionVerdict:
+    def _admit(self, t_s: float, reference: Reference) -> AdmissionVerdict:
         sequence = int(reference.sequence)
 
         def refuse(reason: Reason, text: str, **figures: object) -> AdmissionVerdict:
-            return AdmissionVerdict(Verdict.REFUSED, reason, text, sequence, **figures)  # type: ignore[arg-type]
+            return AdmissionVerdict(
+                Verdict.REFUSED, reason, text, sequence, **figures  # type: ignore[arg-type]
+            )
 
         mode = self.mode
         if mode not in (Mode.TRACK, Mode.BRAKE, Mode.HOLD):
@@ -461,8 +478,8 @@ class ImpedanceController:
                     f"spline has {reference.D} channels; the arm needs {self.n} joints in order "
                     f"{list(self.arm.joint_names)}, then optionally the gripper width",
                 )
-            columns = [*range(self.n), self.n if reference.D > self.n else -1]
-        else:
+            columns = [*range(self.n), -1 if self.n == reference.D else self.n]
+        else:  # a caller without type checking
             return refuse(Reason.UNKNOWN_KIND, f"cannot follow a {type(reference).__name__}")
         start, end, stamp = reference.start_s, reference.end_s, reference.stamp_s
         last = float(self._st[k.ST_T])
@@ -488,12 +505,10 @@ class ImpedanceController:
 
         n, config = self.n, self.config
         jet = reference.jet(seam, 2)
-        picked = jet[:, columns[:n]]
         if not np.isfinite(jet).all():
             return refuse(Reason.NOT_FINITE, "the field is not finite at the hand-over")
-        # what runs now, at the seam (it may lie ahead of the last tick)
-        running = self._running_jet(seam)
-        step = picked - running[:, :n]
+        count, data = self._arrange(seam)
+        step = jet[:, columns[:n]] - self._old_jet(count, data, seam)[:, :n]
         age = max(now - stamp, 0.0)
         consumed = min(max((now - start) / (end - start), 0.0), 1.0)
         figures: dict[str, object] = {
@@ -519,8 +534,9 @@ class ImpedanceController:
                     **figures,
                 )
 
-        count, data = self._arrange(seam, running)
-        data.append(self._fill_slot(self._scan_meta[count], self._scan_sf[count], reference, columns))
+        data.append(
+            self._fill_slot(self._scan_meta[count], self._scan_sf[count], reference, columns)
+        )
         self._scan_sf[count, k.SF_SEAM] = seam
         self._scan_sf[count, k.SF_BLEND] = config.blend_s
         count += 1
@@ -553,9 +569,11 @@ class ImpedanceController:
         self._install(count, data, brake_at, brake_t, end)
         self._sequence, self._last_stamp_s = sequence, stamp
         self._window = (start, end - start)
-        return AdmissionVerdict(Verdict.ACCEPTED, sequence=sequence, **figures)  # type: ignore[arg-type]
+        return AdmissionVerdict(
+            Verdict.ACCEPTED, sequence=sequence, **figures  # type: ignore[arg-type]
+        )
 
-    # -- internals of the hand-over --------------------------------------------------------------------
+    # -- internals of the hand-over ---------------------------------------------------------------
     def _columns_of_prior(self, prior: Prior) -> list[int]:
         names = [channel.name for channel in prior.channels]
         columns = []
@@ -600,32 +618,22 @@ class ImpedanceController:
         buffer[:] = values
         self._data[slot] = buffer
 
-    def _running_jet(self, seam: float) -> FloatArray:
-        """Commanded reference [3, n + 1] at clock time ``seam`` if nothing new came."""
-        st, si = self._st, self._si
-        n = self.n
-        if seam <= st[k.ST_T]:
-            return self._tel[[k.TEL_Q_REF, k.TEL_DQ_REF, k.TEL_DDQ_REF]]
-        out = np.zeros((3, n + 1))
-        if self.mode == Mode.HOLD:
-            out[0] = self._tel[k.TEL_Q_REF]
-            return out
-        s, rate, rate_dot, stopped = k.path_time(seam, st[k.ST_BRAKE_AT], st[k.ST_BRAKE_T])
-        if st[k.ST_BRAKE_T] <= 0.0 and seam >= st[k.ST_END]:
-            s, rate, rate_dot, stopped = float(st[k.ST_END]), 0.0, 0.0, True
+    def _old_jet(self, count: int, data: list[FloatArray], seam: float) -> FloatArray:
+        """Jet [3, n + 1] at the seam of what the scan tables hold (path rate 1)."""
+        out = np.zeros((3, self.n + 1))
+        slots = (data + [data[0]] * k.SLOTS)[: k.SLOTS]
         k.composite(
-            int(si[k.SI_COUNT]), *self._data, self._meta, self._sf, st[k.ST_GRIPPER_HOLD], s,
-            self._raw, self._work, self._tmp, out,
+            count, *slots, self._scan_meta, self._scan_sf, self._st[k.ST_GRIPPER_HOLD], seam,
+            self._raw, self._work, self._scan_scratch[0], out,
         )
-        k.scale_in_time(out, rate, rate_dot)
         return out
 
-    def _arrange(self, seam: float, running: FloatArray) -> tuple[int, list[FloatArray]]:
+    def _arrange(self, seam: float) -> tuple[int, list[FloatArray]]:
         """Choose what the new reference is blended from; fills the scan copies of slot tables.
 
-        The composite that runs now is kept exactly if it has a free slot and lasts through the blend;
-        otherwise it is replaced by a bridge that starts with its position, velocity and
-        acceleration at the seam and comes to rest.
+        The composite that runs now is kept exactly if a slot is free and it lasts through the
+        blend; otherwise it is replaced by a bridge that starts with the position, velocity and
+        acceleration of the last tick and comes to rest.
         """
         st, si = self._st, self._si
         count = int(si[k.SI_COUNT])
@@ -641,20 +649,14 @@ class ImpedanceController:
                 self._scan_meta[target] = self._meta[source]
                 self._scan_sf[target] = self._sf[source]
             return len(kept), [self._data[source] for source in kept]
-        return 1, [self._bridge(seam, running)]
+        return 1, [self._bridge()]
 
-    def _bridge(self, seam: float, running: FloatArray) -> FloatArray:
-        """Slot 0 of the scan tables: from the jet ``running`` at ``seam`` to rest in ``bridge_s``."""
-        if self.mode == Mode.TRACK and seam > self._st[k.ST_T]:
-            # the running motion ends before a reference that starts later: bridge from now
-            seam = float(self._st[k.ST_T])
-            running = self._tel[[k.TEL_Q_REF, k.TEL_DQ_REF, k.TEL_DDQ_REF]]
-        elif seam > self._st[k.ST_T]:
-            seam = float(self._st[k.ST_T])
-            running = self._tel[[k.TEL_Q_REF, k.TEL_DQ_REF, k.TEL_DDQ_REF]]
+    def _bridge(self) -> FloatArray:
+        """Slot 0 of the scan tables: from the last commanded jet to rest in ``bridge_s``."""
+        start = float(self._st[k.ST_T])
         n = self.n
         meta, sf = self._scan_meta[0], self._scan_sf[0]
-        x0, v0, a0 = running
+        x0, v0, a0 = self._tel[[k.TEL_Q_REF, k.TEL_DQ_REF, k.TEL_DDQ_REF]]
         if not v0.any() and not a0.any():
             meta[k.META_KIND] = k.KIND_HOLD
             buffer = aligned_empty(n + 1)
@@ -668,11 +670,11 @@ class ImpedanceController:
         coefficients[0], coefficients[1], coefficients[2] = x0, v0, 0.5 * a0
         coefficients[3], coefficients[4] = c2 / 3.0, c3 / 4.0
         buffer = aligned_empty(2 + 6 * (n + 1))
-        buffer[0:2] = (seam, seam + T)
+        buffer[0:2] = (start, start + T)
         buffer[2:] = coefficients.ravel()
         meta[k.META_KIND], meta[k.META_A], meta[k.META_D] = k.KIND_SPLINE, 1, n + 1
         meta[k.META_CHANNEL :] = np.arange(n + 1)
-        sf[k.SF_START], sf[k.SF_HORIZON] = seam, T
+        sf[k.SF_START], sf[k.SF_HORIZON] = start, T
         return buffer
 
     def _fill_slot(
@@ -732,7 +734,13 @@ class ImpedanceController:
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         arm = self.arm
         stop = brake_at + brake_t if brake_t > 0.0 else end
-        times = np.linspace(last, stop, self.config.admission_samples)
+        # a third of the samples on the blend, where accelerations change fastest
+        dense = self.config.admission_samples // 3 + 1
+        blended = min(float(self._scan_sf[count - 1, k.SF_SEAM]) + self.config.blend_s, stop)
+        times = np.concatenate([
+            np.linspace(last, blended, dense, endpoint=False),
+            np.linspace(blended, stop, self.config.admission_samples - dense),
+        ])
         slots = (data + [data[0]] * k.SLOTS)[: k.SLOTS]
         tmp, ref, dynamics_work, dyn = self._scan_scratch
         k.scan(

@@ -4,8 +4,8 @@ Constants are read once from a pinocchio model (:mod:`niaf_impedance.arm_model`)
 this routine against pinocchio; the routine itself needs neither the GIL nor memory.
 
 Model row per joint, float64[28]: placement in the parent frame, rotation row-major [0:9] and
-translation [9:12]; joint axis [12:15] in the joint frame; mass [15]; centre of mass [16:19]; inertia
-about the centre of mass, row-major [19:28]. ``kind[i]`` is 0 for a revolute joint, 1 for a prismatic.
+translation [9:12]; joint axis [12:15] in the joint frame; mass [15]; centre of mass [16:19];
+inertia about the centre of mass, row-major [19:28]. ``kind[i]``: 0 revolute, 1 prismatic.
 """
 
 from __future__ import annotations

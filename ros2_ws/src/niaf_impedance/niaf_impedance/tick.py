@@ -34,11 +34,11 @@ No fast-math flag is set in this module: the finite checks below must survive th
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
+
 from niaf_field.blend import blend_jets, smoothstep5
 from niaf_field.jets import field_jets
 from niaf_field.spline import spline_jets
-from numba import njit
-
 from niaf_impedance.dynamics import rnea
 
 SLOTS = 3
@@ -183,7 +183,7 @@ def tick(
     t, q_in, dq_in, cf, jp, st, si, model, parent, kind, gravity, d0, d1, d2, meta, sf,
     raw, work, tmp, ref, dynamics_work, dyn, tel, tau,
 ):
-    """Advance the controller to time ``t`` with measured ``q_in``, ``dq_in`` [n]; writes ``tau`` [n].
+    """Advance the controller to time ``t`` with measured ``q_in``, ``dq_in`` [n] into ``tau`` [n].
 
     tau holds the previous command on entry. The result is finite, inside the torque limits, and
     within the torque rate times the measured period of the previous command, whatever comes in.
@@ -238,7 +238,7 @@ def tick(
         return
 
     # -- reference -----------------------------------------------------------------------------
-    following = mode == MODE_TRACK or mode == MODE_BRAKE or mode == MODE_HOLD
+    following = mode in (MODE_TRACK, MODE_BRAKE, MODE_HOLD)
     hold_width = st[ST_GRIPPER_HOLD]
     if following:
         count = si[SI_COUNT]
@@ -380,7 +380,7 @@ def scan(
     gravity, jp, cf, position_min, position_max, acceleration_max,
     raw, work, tmp, ref, dynamics_work, dyn, ratios, joints, instants,
 ):
-    """Sample the commanded motion at clock instants ``times`` [K] and keep the worst ratio per limit.
+    """Sample the commanded motion at clock instants ``times`` [K]; keep the worst ratio per limit.
 
     ratios, joints, instants [4]: position (distance from the middle over half the range), velocity,
     acceleration, inverse-dynamics torque with friction. A value that is not finite gives ratio inf.
