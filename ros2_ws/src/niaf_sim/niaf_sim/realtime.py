@@ -42,6 +42,19 @@ def fine_timer_slack() -> None:
         pass  # not Linux with glibc: the slack stays
 
 
+def avoid_shared_memory_stall() -> str | None:
+    """Let this process talk UDP only, unless the user chose a transport; call before rclpy.init.
+
+    Fast DDS opens the shared-memory port of a new reader inside ``publish`` and may sleep a third of
+    a second there; a control loop must not stop each time somebody plots a topic. (rmw_fastrtps
+    ignores the setting when discovery is limited to the local host.) Returns the user's own value.
+    """
+    chosen = os.environ.get("FASTDDS_BUILTIN_TRANSPORTS")
+    if not chosen:
+        os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "UDPv4"
+    return chosen
+
+
 def quiet_interpreter() -> None:
     """Freeze the garbage collector and shorten the thread switch interval (call after set-up)."""
     gc.collect()

@@ -110,7 +110,7 @@ class Decimator:
         """True when a message of this stamp is to be kept."""
         if self.period_ns <= 0:
             return True
-        if stamp_ns + self.period_ns // 4 < self._next_ns:  # sources jitter around the grid
+        if stamp_ns + self.period_ns // 8 < self._next_ns:  # sources jitter around the grid
             return False
         behind = stamp_ns - self._next_ns > self.period_ns  # first message, or after a pause
         self._next_ns = (stamp_ns if behind else self._next_ns) + self.period_ns

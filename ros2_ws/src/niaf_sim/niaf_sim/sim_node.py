@@ -35,6 +35,7 @@ from std_msgs.msg import Float64MultiArray
 from niaf_sim.camera_process import NO_GRAPHICS, CameraOutput, CameraProcessConfig
 from niaf_sim.polled_subscription import PolledSubscription
 from niaf_sim.realtime import (
+    avoid_shared_memory_stall,
     fine_timer_slack,
     quiet_interpreter,
     request_fifo,
@@ -81,12 +82,18 @@ class _ResetRequest:
 class SimNode(Node):
     """Publishes what a robot cell publishes; see the module text."""
 
-    def __init__(self, cell: Cell, gl_backend: str | None) -> None:
-        """Put ``cell`` on the graph; ``gl_backend`` is the user's MUJOCO_GL for the cameras."""
+    def __init__(self, cell: Cell, gl_backend: str | None, transports: str | None) -> None:
+        """Put ``cell`` on the graph.
+
+        ``gl_backend`` and ``transports`` are the user's MUJOCO_GL and FASTDDS_BUILTIN_TRANSPORTS,
+        handed on to the camera process.
+        """
         super().__init__("sim")
         self._declare()
         self.cell = cell
-        self._gl_backend = gl_backend
+        self._camera_environment = {
+            "MUJOCO_GL": gl_backend, "FASTDDS_BUILTIN_TRANSPORTS": transports
+        }
         self.cell.step(self.cell.torque_nm.copy(), 0.0)  # compiles before time counts
         self.cell.reset(
             int(self.get_parameter("seed").value),
@@ -172,9 +179,10 @@ class SimNode(Node):
             viewer=bool(self.get_parameter("viewer").value),
         )
         environment = dict(os.environ)
-        environment.pop("MUJOCO_GL", None)
-        if self._gl_backend:
-            environment["MUJOCO_GL"] = self._gl_backend
+        for name, value in self._camera_environment.items():
+            environment.pop(name, None)
+            if value:
+                environment[name] = value
         return subprocess.Popen(
             [sys.executable, "-m", "niaf_sim.camera_process", config.to_json()],
             pass_fds=(self._shared.descriptor,),
@@ -366,11 +374,12 @@ def main(args: list[str] | None = None) -> int:
     # Physics needs no OpenGL: a missing GL library must not stop it. The cameras choose their own.
     gl_backend = os.environ.get("MUJOCO_GL")
     os.environ["MUJOCO_GL"] = "disable"
+    transports = avoid_shared_memory_stall()
     from niaf_sim.cell import Cell
 
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = SimNode(Cell(), gl_backend)
+        node = SimNode(Cell(), gl_backend, transports)
     except (ValueError, ParameterException) as error:
         print(f"sim: cannot start: {error}", file=sys.stderr, flush=True)
         rclpy.try_shutdown()
