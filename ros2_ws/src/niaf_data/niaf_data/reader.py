@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterable
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from niaf_data.features import STANDARD_FEATURES
-from niaf_data.features import DatasetError
-from niaf_data.features import Feature
-from niaf_data.features import features_from_json
-from niaf_data.stats import FeatureStats
-from niaf_data.stats import merge_stats
-from niaf_data.stats import stats_from_json
+from niaf_data.features import STANDARD_FEATURES, DatasetError, Feature, features_from_json
+from niaf_data.stats import FeatureStats, merge_stats, stats_from_json
 from niaf_data.video import read_video
 
 

@@ -12,15 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from niaf_data.features import STANDARD_FEATURES
-from niaf_data.features import DatasetError
-from niaf_data.features import Feature
-from niaf_data.features import check_frames
-from niaf_data.stats import FeatureStats
-from niaf_data.stats import column_stats
-from niaf_data.stats import image_stats
-from niaf_data.stats import merge_stats
-from niaf_data.stats import stats_to_json
+from niaf_data.features import STANDARD_FEATURES, DatasetError, Feature, check_frames
+from niaf_data.stats import FeatureStats, column_stats, image_stats, merge_stats, stats_to_json
 from niaf_data.video import write_video
 
 CODEBASE_VERSION = 'v3.0'

@@ -10,11 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from niaf_data import DatasetError
-from niaf_data import LeRobotWriter
-from niaf_data import open_dataset
-from niaf_data import open_datasets
-from niaf_data import recording_features
+from niaf_data import DatasetError, LeRobotWriter, open_dataset, open_datasets, recording_features
 from niaf_data.video import write_video
 
 JOINTS = tuple(f'panda_joint{i}' for i in range(1, 8))

@@ -1,0 +1,128 @@
+"""Statistics that turn physical numbers into network numbers and back; they travel with weights."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+# Smallest scales: a joint that hardly moves in the data must not have its noise blown up.
+MIN_JOINT_SCALE_RAD = 0.03
+MIN_GRIPPER_SCALE_M = 0.005
+MIN_VELOCITY_SCALE_RAD_S = 0.05
+MIN_OBJECT_SCALE_M = 0.01
+MIN_STATE_SCALE = 0.01
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """All in physical units. D channels = J joints followed by the gripper.
+
+    network action = (action - anchor - action_mean) / action_scale; the anchor is the measured
+    joint position for joints and zero for the gripper.
+    """
+
+    joint_names: tuple[str, ...]
+    horizon_s: float
+    samples: int
+    # [D] rad (gripper m); velocity_scale [J] rad/s.
+    action_mean: tuple[float, ...]
+    action_scale: tuple[float, ...]
+    velocity_scale: tuple[float, ...]
+    # Observation: positions and gripper width [D], velocities [J].
+    state_mean: tuple[float, ...]
+    state_std: tuple[float, ...]
+    velocity_mean: tuple[float, ...]
+    velocity_std: tuple[float, ...]
+    # Seen in training, [D] each (gripper velocity 0): the limits table of the prior.
+    position_min: tuple[float, ...]
+    position_max: tuple[float, ...]
+    velocity_min: tuple[float, ...]
+    velocity_max: tuple[float, ...]
+    # Privileged objects, for the training-only loss: names [M], xyz flattened [3M].
+    object_names: tuple[str, ...]
+    object_mean: tuple[float, ...]
+    object_std: tuple[float, ...]
+
+    @property
+    def joints(self) -> int:
+        return len(self.joint_names)
+
+    @property
+    def channels(self) -> int:
+        return len(self.joint_names) + 1
+
+    def save(self, path: str | pathlib.Path) -> None:
+        pathlib.Path(path).write_text(json.dumps(asdict(self), indent=2) + '\n')
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Normalization:
+        """Raises KeyError or TypeError when an entry is missing or not a number."""
+        plain: dict[str, Any] = {}
+        for name in cls.__dataclass_fields__:
+            value = values[name]
+            if name in ('joint_names', 'object_names'):
+                plain[name] = tuple(str(v) for v in value)
+            elif name == 'samples':
+                plain[name] = int(value)
+            elif name == 'horizon_s':
+                plain[name] = float(value)
+            else:
+                plain[name] = tuple(float(v) for v in value)
+        return cls(**plain)
+
+
+def measure_normalization(
+    *,
+    joint_names: tuple[str, ...],
+    object_names: tuple[str, ...],
+    horizon_s: float,
+    relative: np.ndarray,
+    valid: np.ndarray,
+    action: np.ndarray,
+    state: np.ndarray,
+    velocity: np.ndarray,
+    objects: np.ndarray | None,
+) -> Normalization:
+    """Measure from expert frames.
+
+    relative [N, K, D] labels minus anchor, valid [N, K]; action [N, D], state [N, D],
+    velocity [N, J], objects [N, 3M] or None.
+    """
+    joints = len(joint_names)
+    chosen = relative[valid]  # [*, D]
+    mean, scale = chosen.mean(axis=0), chosen.std(axis=0)
+    scale[:joints] = np.maximum(scale[:joints], MIN_JOINT_SCALE_RAD)
+    low, high = chosen[:, joints].min(), chosen[:, joints].max()
+    mean[joints] = 0.5 * (low + high)
+    scale[joints] = max(0.5 * (high - low), MIN_GRIPPER_SCALE_M)
+
+    def numbers(x: np.ndarray) -> tuple[float, ...]:
+        return tuple(float(np.float32(v)) for v in np.ravel(x))
+
+    both = np.concatenate([action, state])
+    padded = np.concatenate([velocity, np.zeros((len(velocity), 1))], axis=1)
+    empty = np.zeros((1, 0))
+    xyz = empty if objects is None else objects
+    return Normalization(
+        joint_names=joint_names,
+        horizon_s=float(horizon_s),
+        samples=int(relative.shape[1]),
+        action_mean=numbers(mean),
+        action_scale=numbers(scale),
+        velocity_scale=numbers(np.maximum(velocity.std(axis=0), MIN_VELOCITY_SCALE_RAD_S)),
+        state_mean=numbers(state.mean(axis=0)),
+        state_std=numbers(np.maximum(state.std(axis=0), MIN_STATE_SCALE)),
+        velocity_mean=numbers(velocity.mean(axis=0)),
+        velocity_std=numbers(np.maximum(velocity.std(axis=0), MIN_VELOCITY_SCALE_RAD_S)),
+        position_min=numbers(both.min(axis=0)),
+        position_max=numbers(both.max(axis=0)),
+        velocity_min=numbers(padded.min(axis=0)),
+        velocity_max=numbers(padded.max(axis=0)),
+        object_names=object_names,
+        object_mean=numbers(xyz.mean(axis=0)),
+        object_std=numbers(np.maximum(xyz.std(axis=0), MIN_OBJECT_SCALE_M)),
+    )
