@@ -52,8 +52,8 @@ class ControllerConfig:
     torque) or 'full' (adds inertia times reference acceleration, rotor inertia included).
 
     brake_s is the shortest duration of braking; it is lengthened up to brake_max_s to respect the
-    acceleration limits. bridge_s: time in which a motion that has to be left comes to rest under the
-    blend. damp_gravity: in DAMP and ESTOP the arm's weight is still carried, so that it sinks
+    acceleration limits. bridge_s: time in which a motion that has to be left comes to rest under
+    the blend. damp_gravity: in DAMP and ESTOP the arm's weight is still carried, so that it sinks
     neither onto the work nor onto a hand; switch it off only for an arm whose model or mounting is
     in doubt, for then the weight comes down against the damping. admit_*_ratio: largest peak over
     limit that admission lets through; accelerations may pass the maker's planning limit for an
