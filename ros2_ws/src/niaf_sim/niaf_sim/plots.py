@@ -31,7 +31,7 @@ def plot_tracking(
 ) -> None:
     """Reference against measured position and velocity, and torque with its limits, to a PNG.
 
-    The ``joints`` joints that moved most, one column each; grey lines are hand-overs between fields.
+    The ``joints`` joints that moved most, one column each; grey lines are hand-overs.
     torque_limit_nm[n] in the order of the trace's joints. Raises ValueError without samples.
     """
     trace = episode.trace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -36,17 +37,15 @@ def ordinary_scheduling() -> None:
 
 def fine_timer_slack() -> None:
     """Wake from sleeps without the 50 us slack of ordinary threads."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # not Linux with glibc: the slack stays
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-    except (OSError, AttributeError):
-        pass  # not Linux with glibc: the slack stays
 
 
 def avoid_shared_memory_stall() -> str | None:
     """Let this process talk UDP only, unless the user chose a transport; call before rclpy.init.
 
-    Fast DDS opens the shared-memory port of a new reader inside ``publish`` and may sleep a third of
-    a second there; a control loop must not stop each time somebody plots a topic. (rmw_fastrtps
+    Fast DDS opens the shared-memory port of a new reader inside ``publish`` and may sleep a third
+    of a second there; a control loop must not stop each time somebody plots a topic. (rmw_fastrtps
     ignores the setting when discovery is limited to the local host.) Returns the user's own value.
     """
     chosen = os.environ.get("FASTDDS_BUILTIN_TRANSPORTS")
@@ -71,7 +70,7 @@ def thread_cpu_s() -> float:
 def start_thread(
     name: str, target: Callable[[], None], priority: int
 ) -> tuple[threading.Thread, list[str]]:
-    """Start a daemon thread that first asks for ``SCHED_FIFO priority``; returns it and a report."""
+    """Start a daemon thread that first asks for SCHED_FIFO; returns it and what was granted."""
     report: list[str] = []
 
     def run() -> None:

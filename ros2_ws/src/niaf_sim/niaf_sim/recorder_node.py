@@ -1,8 +1,8 @@
 """Records topics of the running graph into an MCAP file.
 
 Topics are looked for in the graph until they appear; their bytes are written as they came. Each
-topic is polled from its middleware queue on a 10 ms grid, so a 1 kHz topic decimated to 100 Hz costs
-100 reads a second. The file is complete once the node has ended (SIGINT or SIGTERM).
+topic is polled from its middleware queue on a 10 ms grid, so a 1 kHz topic decimated to 100 Hz
+costs 100 reads a second. The file is complete once the node has ended (SIGINT or SIGTERM).
 """
 
 from __future__ import annotations

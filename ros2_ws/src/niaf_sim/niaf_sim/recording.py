@@ -22,8 +22,8 @@ from mcap_ros2.decoder import DecoderFactory
 DefinitionSource = Callable[[str], str]
 
 _PRIMITIVES = frozenset(
-    "bool byte char float32 float64 int8 uint8 int16 uint16 int32 uint32 int64 uint64 "
-    "string wstring".split()
+    {"bool", "byte", "char", "float32", "float64", "string", "wstring"}
+    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
 _SEPARATOR = "=" * 80
 _ARRAY_SUFFIX = re.compile(r"\[[^\]]*\]$")

@@ -2,7 +2,7 @@
 
 An anonymous memory file holds a sequence counter, a stamp and the generalised positions. The single
 writer makes the counter odd while it writes; a reader copies and retries until it saw the same even
-counter before and after. The file descriptor is handed to the child, nothing is left behind on disk.
+counter before and after. The descriptor is handed to the child, nothing is left behind on disk.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A thread of its own runs the physics at 1 kHz against absolute deadlines: take t
 command, advance the cell one control period, publish the joint state. Everything else (services,
 parameters) is served by the main thread, and cameras render in another process.
 
-All names are relative. After a reset (and at start) holding brakes keep the scene still until the first effort
-command arrives, as on an arm whose brakes open when its controller takes over.
+All names are relative. After a reset (and at start) holding brakes keep the scene still until the
+first effort command arrives, as on an arm whose brakes open when its controller takes over.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import rclpy
-from niaf_msgs.msg import TaskState
-from niaf_msgs.srv import ResetScene
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.experimental import EventsExecutor
@@ -32,6 +30,8 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
+from niaf_msgs.msg import TaskState
+from niaf_msgs.srv import ResetScene
 from niaf_sim.camera_process import NO_GRAPHICS, CameraOutput, CameraProcessConfig
 from niaf_sim.polled_subscription import PolledSubscription
 from niaf_sim.realtime import (
@@ -214,8 +214,10 @@ class SimNode(Node):
                 f"seed {wish.seed}, {wish.instruction!r}, arm at {wish.start}; brakes hold until "
                 "the first effort command"
             )
-        log = self.get_logger()
-        (log.info if response.success else log.error)(f"reset_scene: {response.message}")
+        if response.success:
+            self.get_logger().info(f"reset_scene: {response.message}")
+        else:
+            self.get_logger().error(f"reset_scene refused: {response.message}")
         return response
 
     # -- the loop (its own thread) -----------------------------------------------------------
@@ -397,8 +399,11 @@ def main(args: list[str] | None = None) -> int:
     )
     failure = ""
     while not (stopping.is_set() or failure):
-        executor.spin_once(timeout_sec=0.1)
-        failure = node.failure or node.check_cameras()
+        try:
+            executor.spin_once(timeout_sec=0.1)
+        except Exception as error:  # a callback failed: end the whole node, in order
+            failure = f"{type(error).__name__}: {error}"
+        failure = failure or node.failure or node.check_cameras()
     node.stop()
     loop.join(2.0)
     if failure:

@@ -1,8 +1,8 @@
 """Fast CDR codecs for the two 1 kHz messages of the control loop.
 
 rclpy converts a JointState in about 15 us and a Float64MultiArray in about 8 us, most of it for
-fields that never change. Here the constant bytes are prepared once by rclpy itself and only stamp and
-numbers are written. The layout is found by looking for sentinel values and checked by decoding.
+fields that never change. Here the constant bytes are prepared once by rclpy itself and only stamp
+and numbers are written. The layout is found by looking for sentinel values and checked by decoding.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class JointStateEncoder:
 
 
 class CommandDecoder:
-    """Serialised std_msgs/Float64MultiArray with n numbers and an empty layout, or the general case."""
+    """Serialised std_msgs/Float64MultiArray; fast with n numbers and an empty layout."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -67,7 +67,7 @@ class CommandDecoder:
         numbers = np.array([4.0e10 + k for k in range(n)], dtype="<f8").tobytes()
         self._offset = template.find(numbers)
         if self._offset < 0:
-            raise RuntimeError("Float64MultiArray layout of this middleware is not the one expected")
+            raise RuntimeError("Float64MultiArray layout of this middleware is unexpected")
         # encapsulation, empty layout, count; the alignment bytes before the numbers are undefined
         self._head = template[:_HEAD_BYTES]
         self._length = len(template)

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from PIL import Image
+
 from niaf_sim.plots import plot_tracking
 from niaf_sim.summary import (
     Episode,
@@ -15,7 +17,6 @@ from niaf_sim.summary import (
     wilson_interval,
 )
 from niaf_sim.video import VideoWriter
-from PIL import Image
 
 LIMITS_NM = np.array([87.0] * 4 + [12.0] * 3)
 REQUIRED_KEYS = {
@@ -58,7 +59,8 @@ def test_summary_has_every_promised_key_and_survives_json():
     summary = build_summary([episode(1), episode(2, success=False)], "checkpoints/demo", 7)
     assert set(summary) >= REQUIRED_KEYS
     again = json.loads(json.dumps(summary, allow_nan=False))
-    assert again["episodes"] == 2 and again["success_rate"] == 0.5
+    assert again["episodes"] == 2
+    assert again["success_rate"] == 0.5
     assert set(again["policy_latency_ms"]) == {"p50", "p95"}
     assert set(again["tick_lateness_us"]) == {"p50", "p99", "max"}
     assert set(again["seam_jump"]) == {"position_rad", "velocity_rad_s", "acceleration_rad_s2"}
@@ -90,13 +92,16 @@ def test_what_was_not_measured_is_null_not_nan():
     empty = Episode(number=1, instruction="pick up the red cube", seed=0, outcome="no field came")
     summary = build_summary([empty], "c", 0)
     json.dumps(summary, allow_nan=False)
-    assert summary["tracking_rms_rad"] is None and summary["control_rate_hz"] is None
+    assert summary["tracking_rms_rad"] is None
+    assert summary["control_rate_hz"] is None
     assert "no field came" in format_table(summary)
 
 
 def test_table_names_every_instruction_and_failure():
     text = format_table(build_summary([episode(1), episode(2, success=False)], "here", 0))
-    assert "pick up the red cube" in text and "(time is up)" in text and "1/2 = 50%" in text
+    assert "pick up the red cube" in text
+    assert "(time is up)" in text
+    assert "1/2 = 50%" in text
 
 
 def test_percentiles_ignore_missing_values():
@@ -118,7 +123,8 @@ def test_plot_is_written_and_not_empty(tmp_path):
     path = tmp_path / "tracking.png"
     plot_tracking(path, episode(1), LIMITS_NM)
     pixels = np.asarray(Image.open(path).convert("RGB"))
-    assert pixels.shape[0] > 500 and pixels.std() > 5.0
+    assert pixels.shape[0] > 500
+    assert pixels.std() > 5.0
 
 
 def test_plot_without_samples_says_what_is_missing(tmp_path):
@@ -136,7 +142,8 @@ def test_video_keeps_size_time_and_browser_format(tmp_path):
     assert video.frames == 10
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        assert stream.codec_context.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
         times = [float(f.pts * f.time_base) for f in container.decode(stream)]
     assert times == pytest.approx([0.1 * k for k in range(10)], abs=2e-3)
     head = path.read_bytes()
