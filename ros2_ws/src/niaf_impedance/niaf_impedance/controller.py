@@ -714,9 +714,12 @@ class ImpedanceController:
     ) -> tuple[float, float]:
         """(instant, duration) of the brake that ends exactly at the end of ``reference``."""
         end = reference.end_s
-        last = reference.jet(end, 2)[1:, columns[: self.n]]
-        if np.all(np.abs(last) < 1e-9):
-            return end, 0.0  # it comes to rest by itself
+        if isinstance(reference, SplineReference):
+            # Only a spline can rest exactly (its last knot is exact; start + horizon of a field is
+            # rounded, and beyond its end a field is at rest in name only).
+            last = reference.jet(end, 2)[1:, columns[: self.n]]
+            if np.all(np.abs(last) < 1e-9):
+                return end, 0.0
         speed = np.abs(reference.jet(max(end - self.config.brake_s / 2, seam), 1)[1])
         duration = min(self._brake_time(speed[columns[: self.n]]), 2.0 * (end - seam))
         return end - 0.5 * duration, duration

@@ -1,7 +1,7 @@
 """Hand-over: the commanded position, velocity and acceleration stay continuous, exactly."""
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from impedance_support import make_field, make_spline
 
@@ -14,7 +14,8 @@ ADMIT_ALL = ControllerConfig(
 FINE_S = 2e-5
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@example(gaps=[0.02, 1.3, 1.3], kinds=["field", "field", "field_late"] + ["field"] * 5, seed=0)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     gaps=st.lists(st.sampled_from([0.005, 0.02, 0.05, 0.09, 0.11, 0.3, 0.7, 1.3]), min_size=2,
                   max_size=8),

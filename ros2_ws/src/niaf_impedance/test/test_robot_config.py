@@ -36,7 +36,7 @@ def test_panda_has_seven_joints_and_its_gripper(arm):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (("joints", 2, "torque_limit_nm"), float("nan"), ["panda_joint3", "torque_limit", "finite"]),
+        (("joints", 2, "torque_limit_nm"), float("nan"), ["panda_joint3", "limit_nm", "finite"]),
         (("joints", 0, "velocity_limit_rad_s"), -1.0, ["panda_joint1", "-1", "> 0"]),
         (("joints", 0, "torque_limit_nm"), "strong", ["torque_limit_nm", "'strong'", "number"]),
         (("joints", 0, "torque_limit_nm"), True, ["torque_limit_nm", "True", "number"]),

@@ -8,6 +8,7 @@ from niaf_impedance import Fault, Mode, tick
 from niaf_impedance.controller import ResetRefusedError
 from niaf_impedance.faults import FAULT_TEXT, describe, render_markdown
 
+
 def test_field_that_runs_out_brakes_along_its_path_and_holds(holding, prior, arm):
     controller, plant = holding
     field = make_field(prior, plant.q, 0.0, 1, strength=0.3)
