@@ -5,13 +5,13 @@ from niaf_data.reader import Episode, LeRobotCollection, LeRobotDataset, open_da
 from niaf_data.writer import LeRobotWriter
 
 __all__ = [
-    'DatasetError',
-    'Episode',
-    'Feature',
-    'LeRobotCollection',
-    'LeRobotDataset',
-    'LeRobotWriter',
-    'open_dataset',
-    'open_datasets',
-    'recording_features',
+    "DatasetError",
+    "Episode",
+    "Feature",
+    "LeRobotCollection",
+    "LeRobotDataset",
+    "LeRobotWriter",
+    "open_dataset",
+    "open_datasets",
+    "recording_features",
 ]

@@ -13,8 +13,8 @@ class DatasetError(ValueError):
     """A dataset directory or a frame does not fit; the message names thing, value and remedy."""
 
 
-NUMERIC_DTYPES = ('float32', 'float64', 'int64', 'int32', 'uint8', 'bool')
-VIDEO_DTYPE = 'video'
+NUMERIC_DTYPES = ("float32", "float64", "int64", "int32", "uint8", "bool")
+VIDEO_DTYPE = "video"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Feature:
                 f"{NUMERIC_DTYPES + (VIDEO_DTYPE,)}"
             )
         if self.dtype == VIDEO_DTYPE and (len(self.shape) != 3 or self.shape[2] != 3):
-            raise DatasetError(f'a video feature needs shape (height, width, 3), got {self.shape}')
+            raise DatasetError(f"a video feature needs shape (height, width, 3), got {self.shape}")
 
     @property
     def is_video(self) -> bool:
@@ -44,18 +44,18 @@ class Feature:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            'dtype': self.dtype,
-            'shape': list(self.shape),
-            'names': None if self.names is None else list(self.names),
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "names": None if self.names is None else list(self.names),
         }
 
 
 STANDARD_FEATURES: dict[str, Feature] = {
-    'timestamp': Feature('float32', (1,)),
-    'frame_index': Feature('int64', (1,)),
-    'episode_index': Feature('int64', (1,)),
-    'index': Feature('int64', (1,)),
-    'task_index': Feature('int64', (1,)),
+    "timestamp": Feature("float32", (1,)),
+    "frame_index": Feature("int64", (1,)),
+    "episode_index": Feature("int64", (1,)),
+    "index": Feature("int64", (1,)),
+    "task_index": Feature("int64", (1,)),
 }
 
 
@@ -72,17 +72,17 @@ def recording_features(
     """
     joints = tuple(joint_names)
     features = {
-        'observation.state': Feature('float32', (len(joints) + 1,), joints + ('gripper_width_m',)),
-        'observation.velocity': Feature('float32', (len(joints),), joints),
-        'action': Feature('float32', (len(joints) + 1,), joints + ('gripper_width_m',)),
-        'is_expert': Feature('bool', (1,), ('is_expert',)),
+        "observation.state": Feature("float32", (len(joints) + 1,), joints + ("gripper_width_m",)),
+        "observation.velocity": Feature("float32", (len(joints),), joints),
+        "action": Feature("float32", (len(joints) + 1,), joints + ("gripper_width_m",)),
+        "is_expert": Feature("bool", (1,), ("is_expert",)),
     }
     if objects:
-        names = tuple(f'{name}.{axis}' for name in objects for axis in 'xyz')
-        features['privileged.cubes'] = Feature('float32', (len(names),), names)
+        names = tuple(f"{name}.{axis}" for name in objects for axis in "xyz")
+        features["privileged.cubes"] = Feature("float32", (len(names),), names)
     for camera, (height, width) in cameras.items():
-        features[f'observation.images.{camera}'] = Feature(
-            VIDEO_DTYPE, (height, width, 3), ('height', 'width', 'channels')
+        features[f"observation.images.{camera}"] = Feature(
+            VIDEO_DTYPE, (height, width, 3), ("height", "width", "channels")
         )
     return features
 
@@ -93,17 +93,17 @@ def features_from_json(described: Mapping[str, Any]) -> dict[str, Feature]:
     for key, entry in described.items():
         if key in STANDARD_FEATURES:
             continue
-        dtype = str(entry['dtype'])
-        shape = tuple(int(n) for n in entry['shape'])
-        if dtype == 'image':
+        dtype = str(entry["dtype"])
+        shape = tuple(int(n) for n in entry["shape"])
+        if dtype == "image":
             raise DatasetError(
                 f"feature '{key}' stores images in Parquet, which is not read here; convert the "
-                'dataset to videos first'
+                "dataset to videos first"
             )
         if dtype == VIDEO_DTYPE and len(shape) == 3 and shape[0] == 3 and shape[2] != 3:
             shape = (shape[1], shape[2], 3)
-        names = entry.get('names')
-        if isinstance(names, Mapping):  # some v2 datasets write {"axes": [...]} or {"motors": [...]}
+        names = entry.get("names")
+        if isinstance(names, Mapping):  # some v2 datasets write {"motors": [...]}
             names = next(iter(names.values()), None)
         flat = tuple(str(n) for n in names) if isinstance(names, (list, tuple)) else None
         if dtype not in NUMERIC_DTYPES and dtype != VIDEO_DTYPE:
@@ -124,8 +124,8 @@ def check_frames(
     unknown = sorted(set(frames) - set(features))
     if missing or unknown:
         raise DatasetError(
-            f'episode does not match the features: missing {missing}, unknown {unknown}; '
-            f'expected exactly {sorted(features)}'
+            f"episode does not match the features: missing {missing}, unknown {unknown}; "
+            f"expected exactly {sorted(features)}"
         )
     length = -1
     checked: dict[str, np.ndarray] = {}
@@ -145,10 +145,10 @@ def check_frames(
                 raise DatasetError(f"video '{key}' must be uint8, got {array.dtype}")
         else:
             array = array.astype(feature.dtype)
-            if array.dtype.kind == 'f' and not np.isfinite(array).all():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 bad = int(np.argwhere(~np.isfinite(array))[0][0])
                 raise DatasetError(f"'{key}' is not finite at frame {bad}; drop the episode")
         checked[key] = array
     if length < 1:
-        raise DatasetError('an episode needs at least one frame')
+        raise DatasetError("an episode needs at least one frame")
     return length, checked

@@ -49,9 +49,9 @@ class LeRobotDataset:
         stats: dict[str, FeatureStats],
     ) -> None:
         self.root = root
-        self.fps = float(info['fps'])
-        self.robot_type = str(info.get('robot_type'))
-        self.features: dict[str, Feature] = features_from_json(info['features'])
+        self.fps = float(info["fps"])
+        self.robot_type = str(info.get("robot_type"))
+        self.features: dict[str, Feature] = features_from_json(info["features"])
         self.episodes = episodes
         self.stats = stats
         self._data_files = data_files
@@ -94,13 +94,13 @@ class LeRobotDataset:
             parts = [_to_numpy(t, key, feature) for t in tables if key in t.column_names]
             if len(parts) == len(tables):
                 out[key] = np.concatenate(parts)
-        order = np.lexsort((out['frame_index'], out['episode_index']))
+        order = np.lexsort((out["frame_index"], out["episode_index"]))
         if not np.array_equal(order, np.arange(len(order))):
             out = {key: value[order] for key, value in out.items()}
         if len(order) != self.frame_count:
             raise DatasetError(
                 f"'{self.root}' has {len(order)} data rows but its episode table counts "
-                f'{self.frame_count}; a data file is missing or cut short'
+                f"{self.frame_count}; a data file is missing or cut short"
             )
         return out
 
@@ -110,13 +110,13 @@ class LeRobotCollection:
 
     def __init__(self, datasets: Sequence[LeRobotDataset]) -> None:
         if not datasets:
-            raise DatasetError('no dataset given; pass at least one directory')
+            raise DatasetError("no dataset given; pass at least one directory")
         first = datasets[0]
         for other in datasets[1:]:
             if other.fps != first.fps:
                 raise DatasetError(
                     f"'{other.root}' has {other.fps} fps, '{first.root}' has {first.fps}; "
-                    'train on one rate'
+                    "train on one rate"
                 )
             if other.features.keys() != first.features.keys():
                 differing = sorted(set(other.features) ^ set(first.features))
@@ -162,17 +162,17 @@ class LeRobotCollection:
 def open_dataset(root: str | pathlib.Path) -> LeRobotDataset:
     """Open a LeRobot v3.0 or v2.1 directory."""
     folder = pathlib.Path(root)
-    path = folder / 'meta' / 'info.json'
+    path = folder / "meta" / "info.json"
     if not path.is_file():
         raise DatasetError(
             f"'{folder}' is not a LeRobot dataset: '{path}' is missing; give the directory that "
             "holds 'meta', 'data' and 'videos'"
         )
     info = _read_json(path)
-    version = str(info.get('codebase_version', ''))
-    if version.startswith('v3'):
+    version = str(info.get("codebase_version", ""))
+    if version.startswith("v3"):
         return _open_v3(folder, info)
-    if version.startswith('v2'):
+    if version.startswith("v2"):
         return _open_v2(folder, info)
     raise DatasetError(f"'{path}' says codebase_version '{version}'; v3.0 and v2.1 are read")
 
@@ -183,68 +183,64 @@ def open_datasets(roots: Iterable[str | pathlib.Path]) -> LeRobotCollection:
 
 
 def _open_v3(root: pathlib.Path, info: dict[str, Any]) -> LeRobotDataset:
-    features = features_from_json(info['features'])
-    tables = [_read_parquet(p) for p in sorted((root / 'meta' / 'episodes').glob('*/*.parquet'))]
+    features = features_from_json(info["features"])
+    tables = [_read_parquet(p) for p in sorted((root / "meta" / "episodes").glob("*/*.parquet"))]
     rows = [row for table in tables for row in _without_stats(table).to_pylist()]
-    rows.sort(key=lambda row: int(row['episode_index']))
+    rows.sort(key=lambda row: int(row["episode_index"]))
     episodes: list[Episode] = []
     start = 0
     for row in rows:
         clips = {
             key: VideoClip(
                 root
-                / info['video_path'].format(
+                / info["video_path"].format(
                     video_key=key,
-                    chunk_index=row[f'videos/{key}/chunk_index'],
-                    file_index=row[f'videos/{key}/file_index'],
+                    chunk_index=row[f"videos/{key}/chunk_index"],
+                    file_index=row[f"videos/{key}/file_index"],
                 ),
-                float(row[f'videos/{key}/from_timestamp']),
+                float(row[f"videos/{key}/from_timestamp"]),
             )
             for key, feature in features.items()
             if feature.is_video
         }
-        length = int(row['length'])
+        length = int(row["length"])
         episodes.append(
-            Episode(
-                len(episodes), length, start, start + length, _instruction(row['tasks']), clips
-            )
+            Episode(len(episodes), length, start, start + length, _instruction(row["tasks"]), clips)
         )
         start += length
-    pairs = sorted({(int(r['data/chunk_index']), int(r['data/file_index'])) for r in rows})
-    files = [root / info['data_path'].format(chunk_index=c, file_index=f) for c, f in pairs]
-    path = root / 'meta' / 'stats.json'
+    pairs = sorted({(int(r["data/chunk_index"]), int(r["data/file_index"])) for r in rows})
+    files = [root / info["data_path"].format(chunk_index=c, file_index=f) for c, f in pairs]
+    path = root / "meta" / "stats.json"
     stats = stats_from_json(_read_json(path)) if path.is_file() else {}
     return LeRobotDataset(root, info, tuple(episodes), tuple(files), stats)
 
 
 def _open_v2(root: pathlib.Path, info: dict[str, Any]) -> LeRobotDataset:
-    features = features_from_json(info['features'])
-    rows = sorted(_read_lines(root / 'meta' / 'episodes.jsonl'), key=lambda r: r['episode_index'])
-    chunk_size = int(info['chunks_size'])
+    features = features_from_json(info["features"])
+    rows = sorted(_read_lines(root / "meta" / "episodes.jsonl"), key=lambda r: r["episode_index"])
+    chunk_size = int(info["chunks_size"])
     episodes: list[Episode] = []
     files: list[pathlib.Path] = []
     start = 0
     for row in rows:
-        number = int(row['episode_index'])
-        place = {'episode_chunk': number // chunk_size, 'episode_index': number}
-        files.append(root / info['data_path'].format(**place))
+        number = int(row["episode_index"])
+        place = {"episode_chunk": number // chunk_size, "episode_index": number}
+        files.append(root / info["data_path"].format(**place))
         clips = {
-            key: VideoClip(root / info['video_path'].format(video_key=key, **place), 0.0)
+            key: VideoClip(root / info["video_path"].format(video_key=key, **place), 0.0)
             for key, feature in features.items()
             if feature.is_video
         }
-        length = int(row['length'])
+        length = int(row["length"])
         episodes.append(
-            Episode(
-                len(episodes), length, start, start + length, _instruction(row['tasks']), clips
-            )
+            Episode(len(episodes), length, start, start + length, _instruction(row["tasks"]), clips)
         )
         start += length
-    per_episode = root / 'meta' / 'episodes_stats.jsonl'
-    whole = root / 'meta' / 'stats.json'
+    per_episode = root / "meta" / "episodes_stats.jsonl"
+    whole = root / "meta" / "stats.json"
     stats: dict[str, FeatureStats] = {}
     if per_episode.is_file():
-        parts = [stats_from_json(line['stats']) for line in _read_lines(per_episode)]
+        parts = [stats_from_json(line["stats"]) for line in _read_lines(per_episode)]
         if parts:
             stats = {key: merge_stats([part[key] for part in parts]) for key in parts[0]}
     elif whole.is_file():
@@ -257,7 +253,7 @@ def _instruction(tasks: Any) -> str:
 
 
 def _without_stats(table: pa.Table) -> pa.Table:
-    return table.select([name for name in table.column_names if not name.startswith('stats/')])
+    return table.select([name for name in table.column_names if not name.startswith("stats/")])
 
 
 def _to_numpy(table: pa.Table, key: str, feature: Feature) -> np.ndarray:

@@ -17,8 +17,8 @@ def write_video(
     fps: int,
     *,
     crf: int = 12,
-    preset: str = 'superfast',
-    pix_fmt: str = 'yuv444p',
+    preset: str = "superfast",
+    pix_fmt: str = "yuv444p",
     keyframe_every: int = 10,
 ) -> None:
     """Encode uint8 RGB frames [N, height, width, 3] to an H.264 MP4.
@@ -27,14 +27,14 @@ def write_video(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _, height, width, _ = frames.shape
-    options = {'crf': str(crf), 'preset': preset, 'threads': '1', 'bf': '0'}
-    with av.open(str(path), 'w', format='mp4') as container:
-        stream = container.add_stream('libx264', rate=fps, options=options)
+    options = {"crf": str(crf), "preset": preset, "threads": "1", "bf": "0"}
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.gop_size = keyframe_every
         stream.codec_context.time_base = Fraction(1, fps)
         for i, image in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format='rgb24')
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = i, Fraction(1, fps)
             for packet in stream.encode(frame):
                 container.mux(packet)
@@ -60,7 +60,7 @@ def read_video(
             for frame in container.decode(stream):
                 if frame.time is not None and frame.time < first_s:
                     continue
-                out.append(frame.to_ndarray(format='rgb24'))
+                out.append(frame.to_ndarray(format="rgb24"))
                 if len(out) == count:
                     break
     except av.FFmpegError as error:
@@ -68,6 +68,6 @@ def read_video(
     if len(out) != count:
         raise DatasetError(
             f"video file '{path}' holds {len(out)} frames from {from_timestamp_s:.3f} s on, "
-            f'metadata says {count}; the recording was cut short, drop the episode'
+            f"metadata says {count}; the recording was cut short, drop the episode"
         )
     return np.stack(out)

@@ -25,7 +25,9 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
-def florence2_config(sizes: BackboneConfig, vocab_size: int, ids: dict[str, int]) -> Florence2Config:
+def florence2_config(
+    sizes: BackboneConfig, vocab_size: int, ids: dict[str, int]
+) -> Florence2Config:
     """Florence-2 configuration of the given sizes; ids holds bos, pad, eos and image."""
     vision = Florence2VisionConfig(
         embed_dim=list(sizes.embed_dim),
@@ -54,13 +56,27 @@ def florence2_config(sizes: BackboneConfig, vocab_size: int, ids: dict[str, int]
         dropout=sizes.dropout,
         attention_dropout=0.0,
         activation_dropout=0.0,
-        bos_token_id=ids['bos'],
-        pad_token_id=ids['pad'],
-        eos_token_id=ids['eos'],
-        decoder_start_token_id=ids['eos'],
+        bos_token_id=ids["bos"],
+        pad_token_id=ids["pad"],
+        eos_token_id=ids["eos"],
+        decoder_start_token_id=ids["eos"],
         forced_eos_token_id=None,
     )
-    return Florence2Config(vision_config=vision, text_config=text, image_token_id=ids['image'])
+    return Florence2Config(vision_config=vision, text_config=text, image_token_id=ids["image"])
+
+
+def _scale_to_width(model: nn.Module) -> None:
+    """Re-draw fresh weights with a spread that suits narrow layers.
+
+    transformers draws everything with standard deviation 0.02, which suits a width of about 2500.
+    At a width of 128 signals would fade, and positions would be lost beside the image features.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=fan_in**-0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.5)
 
 
 class Florence2Backbone(nn.Module):
@@ -69,6 +85,7 @@ class Florence2Backbone(nn.Module):
     def __init__(self, config: Florence2Config, queries: int) -> None:
         super().__init__()
         full = Florence2ForConditionalGeneration(config)
+        _scale_to_width(full)
         self._adopt(full, queries)
 
     @classmethod
@@ -90,12 +107,12 @@ class Florence2Backbone(nn.Module):
         limit = int(full.config.text_config.max_position_embeddings)
         if queries > limit:
             raise ValueError(
-                f'{queries} queries exceed the decoder\'s {limit} positions; lower groups or layers'
+                f"{queries} queries exceed the decoder's {limit} positions; lower groups or layers"
             )
         mean = torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1) * 255.0
         std = torch.tensor(IMAGE_STD).view(1, 3, 1, 1) * 255.0
-        self.register_buffer('pixel_mean', mean, persistent=False)
-        self.register_buffer('pixel_std', std, persistent=False)
+        self.register_buffer("pixel_mean", mean, persistent=False)
+        self.register_buffer("pixel_std", std, persistent=False)
 
     @property
     def width(self) -> int:

@@ -20,12 +20,12 @@ from niaf_policy.config import AugmentConfig, DataConfig
 from niaf_policy.normalization import Normalization, measure_normalization
 from niaf_policy.tokenizer import encode_instruction
 
-STATE = 'observation.state'
-VELOCITY = 'observation.velocity'
-ACTION = 'action'
-EXPERT = 'is_expert'
-OBJECTS = 'privileged.cubes'
-IMAGES = 'observation.images.'
+STATE = "observation.state"
+VELOCITY = "observation.velocity"
+ACTION = "action"
+EXPERT = "is_expert"
+OBJECTS = "privileged.cubes"
+IMAGES = "observation.images."
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class ChunkData:
 
     def __init__(self, config: DataConfig) -> None:
         if not config.roots:
-            raise DatasetError('data.roots is empty; name at least one LeRobot directory')
+            raise DatasetError("data.roots is empty; name at least one LeRobot directory")
         self.config = config
         source = open_datasets(config.roots)
         self.fps = source.fps
         steps = config.horizon_s * self.fps
         if abs(steps - round(steps)) > 1e-6 or round(steps) < 1:
             raise DatasetError(
-                f'data.horizon_s = {config.horizon_s} is not a whole number of frames at '
-                f'{self.fps} fps; choose a multiple of {1 / self.fps:g} s'
+                f"data.horizon_s = {config.horizon_s} is not a whole number of frames at "
+                f"{self.fps} fps; choose a multiple of {1 / self.fps:g} s"
             )
         self.samples = round(steps) + 1
         keys = [IMAGES + camera for camera in config.cameras]
@@ -88,7 +88,7 @@ class ChunkData:
         if len(self.joint_names) != self.velocity.shape[1]:
             raise DatasetError(
                 f"'{STATE}' names {names} must be the joints of '{VELOCITY}' "
-                f'({self.velocity.shape[1]}) and the gripper last'
+                f"({self.velocity.shape[1]}) and the gripper last"
             )
         frames = source.frame_count
         expert = columns.get(EXPERT)
@@ -97,7 +97,7 @@ class ChunkData:
         self.object_names: tuple[str, ...] = ()
         if self.objects is not None:
             parts = source.features[OBJECTS].names or ()
-            self.object_names = tuple(dict.fromkeys(n.split('.')[0] for n in parts))
+            self.object_names = tuple(dict.fromkeys(n.split(".")[0] for n in parts))
         self.instructions = source.instructions
         index = {text: i for i, text in enumerate(self.instructions)}
         self.episode_of = np.empty(frames, np.int64)
@@ -126,7 +126,7 @@ class ChunkData:
         """Index of the object that each instruction names, or -1: int64 [instructions]."""
         out = np.full(len(self.instructions), -1, np.int64)
         for i, text in enumerate(self.instructions):
-            words = re.findall(r'[a-z]+', text.lower())
+            words = re.findall(r"[a-z]+", text.lower())
             named = [k for k, name in enumerate(self.object_names) if name.lower() in words]
             if len(named) == 1:
                 out[i] = named[0]
@@ -145,7 +145,7 @@ class ChunkData:
         out = held[self.episode_of]
         train = np.flatnonzero(self.expert & ~out)
         if not len(train):
-            raise DatasetError('no expert frame is left for training; record more episodes')
+            raise DatasetError("no expert frame is left for training; record more episodes")
         return train, np.flatnonzero(self.expert & out)
 
     def chunk(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -156,9 +156,9 @@ class ChunkData:
         beyond = ahead > end
         pad = beyond & ~rests[:, None]
         picked = np.minimum(ahead, end)
-        source = self.action if self.config.position_source == 'action' else self.state
+        source = self.action if self.config.position_source == "action" else self.state
         action = source[picked]
-        if self.config.position_source == 'state':  # the gripper's command, not its lagging width
+        if self.config.position_source == "state":  # the gripper's command, not its lagging width
             action = np.concatenate([action[..., :-1], self.action[picked][..., -1:]], axis=-1)
         velocity = self.velocity[picked]
         velocity = np.where(beyond[..., None], np.float32(0.0), velocity)
@@ -220,7 +220,7 @@ class BatchSource:
         wanted = data.config.weights or tuple(float(len(f)) for f in self._by_root)
         share = np.array([w if len(f) else 0.0 for w, f in zip(wanted, self._by_root, strict=True)])
         if share.sum() <= 0:
-            raise DatasetError('data.weights leaves no recording to draw from; raise one of them')
+            raise DatasetError("data.weights leaves no recording to draw from; raise one of them")
         self._share = share / share.sum()
 
     def training_batch(self, step: int, size: int) -> Batch:
@@ -300,7 +300,7 @@ def _shift(images: np.ndarray, reach: int, rng: np.random.Generator) -> np.ndarr
     """Shift each image by up to `reach` pixels, repeating edges."""
     batch, views = images.shape[:2]
     pad = ((0, 0), (0, 0), (reach, reach), (reach, reach), (0, 0))
-    wide = np.pad(images, pad, mode='edge')
+    wide = np.pad(images, pad, mode="edge")
     height, width = images.shape[2:4]
     out = np.empty_like(images)
     offsets = rng.integers(0, 2 * reach + 1, (batch, views, 2))
@@ -311,28 +311,26 @@ def _shift(images: np.ndarray, reach: int, rng: np.random.Generator) -> np.ndarr
     return out
 
 
-def decoded_frames(
-    dataset: LeRobotDataset, key: str, cache_dir: str, threads: int
-) -> np.ndarray:
+def decoded_frames(dataset: LeRobotDataset, key: str, cache_dir: str, threads: int) -> np.ndarray:
     """All frames of one camera as a memory-mapped uint8 array [frames, h, w, 3].
 
     Decoded once into a cache file; the cache is rebuilt when the dataset's metadata change.
     """
-    folder = pathlib.Path(cache_dir) / dataset.root.name if cache_dir else dataset.root / '.frames'
+    folder = pathlib.Path(cache_dir) / dataset.root.name if cache_dir else dataset.root / ".frames"
     folder.mkdir(parents=True, exist_ok=True)
-    array_path = folder / f'{key}.npy'
-    note_path = folder / f'{key}.json'
-    info = dataset.root / 'meta' / 'info.json'
+    array_path = folder / f"{key}.npy"
+    note_path = folder / f"{key}.json"
+    info = dataset.root / "meta" / "info.json"
     note = {
-        'root': str(dataset.root.resolve()),
-        'frames': dataset.frame_count,
-        'metadata_ns': info.stat().st_mtime_ns,
+        "root": str(dataset.root.resolve()),
+        "frames": dataset.frame_count,
+        "metadata_ns": info.stat().st_mtime_ns,
     }
     if array_path.is_file() and note_path.is_file() and json.loads(note_path.read_text()) == note:
-        return np.load(array_path, mmap_mode='r')
+        return np.load(array_path, mmap_mode="r")
     shape = (dataset.frame_count, *dataset.features[key].shape)
-    scratch = folder / f'{key}.part.npy'
-    store = np.lib.format.open_memmap(scratch, mode='w+', dtype=np.uint8, shape=shape)
+    scratch = folder / f"{key}.part.npy"
+    store = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape)
 
     def decode(number: int) -> None:
         e = dataset.episodes[number]
@@ -340,10 +338,10 @@ def decoded_frames(
 
     numbers: Sequence[int] = range(len(dataset.episodes))
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        label = f'decode {dataset.root.name} {key.removeprefix(IMAGES)}'
+        label = f"decode {dataset.root.name} {key.removeprefix(IMAGES)}"
         for _ in tqdm(pool.map(decode, numbers), total=len(numbers), desc=label, disable=None):
             pass
     store.flush()
     scratch.replace(array_path)
     note_path.write_text(json.dumps(note))
-    return np.load(array_path, mmap_mode='r')
+    return np.load(array_path, mmap_mode="r")

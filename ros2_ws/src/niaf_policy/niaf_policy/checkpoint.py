@@ -32,15 +32,15 @@ from niaf_policy.normalization import Normalization
 from niaf_policy.siren import SirenPrior
 from niaf_policy.tokenizer import load_tokenizer
 
-KIND = 'niaf_policy'
+KIND = "niaf_policy"
 FORMAT_VERSION = 1
-CONFIG = 'config.json'
-MODEL = 'model.safetensors'
-PRIOR = 'prior.safetensors'
-NORMALIZATION = 'normalization.json'
-TRAIN_CONFIG = 'train_config.json'
-RESULTS = 'results.json'
-TRAINING_ONLY = 'auxiliary.'
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+PRIOR = "prior.safetensors"
+NORMALIZATION = "normalization.json"
+TRAIN_CONFIG = "train_config.json"
+RESULTS = "results.json"
+TRAINING_ONLY = "auxiliary."
 
 
 class CheckpointError(RuntimeError):
@@ -65,7 +65,7 @@ class Checkpoint:
 def export_prior(siren: SirenPrior, normalization: Normalization) -> Prior:
     """The shared network with its channel table, as the controller's package holds it."""
     channels = [
-        Channel(name, 'rad', 'joint_position', 'relative', mean, scale)
+        Channel(name, "rad", "joint_position", "relative", mean, scale)
         for name, mean, scale in zip(
             normalization.joint_names,
             normalization.action_mean,
@@ -74,7 +74,7 @@ def export_prior(siren: SirenPrior, normalization: Normalization) -> Prior:
         )
     ]
     mean, scale = normalization.action_mean[-1], normalization.action_scale[-1]
-    channels.append(Channel('gripper', 'm', 'gripper', 'absolute', mean, scale))
+    channels.append(Channel("gripper", "m", "gripper", "absolute", mean, scale))
 
     def array(x: Tensor) -> np.ndarray:
         return x.detach().cpu().numpy().astype(np.float32)
@@ -89,10 +89,10 @@ def export_prior(siren: SirenPrior, normalization: Normalization) -> Prior:
         channels=tuple(channels),
         horizon_s=normalization.horizon_s,
         limits={
-            'position_min': normalization.position_min,
-            'position_max': normalization.position_max,
-            'velocity_min': normalization.velocity_min,
-            'velocity_max': normalization.velocity_max,
+            "position_min": normalization.position_min,
+            "position_max": normalization.position_max,
+            "velocity_min": normalization.velocity_min,
+            "velocity_max": normalization.velocity_max,
         },
     )
 
@@ -117,8 +117,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], origin: str) -> N
     if missing or surplus:
         raise CheckpointError(
             f"'{origin}' does not fit the model in {CONFIG}: {len(missing)} tensors missing "
-            f'(first {missing[:2]}), {len(surplus)} unknown (first {surplus[:2]}); use the folder '
-            'as it was saved'
+            f"(first {missing[:2]}), {len(surplus)} unknown (first {surplus[:2]}); use the folder "
+            "as it was saved"
         )
     try:
         model.load_state_dict(weights, strict=False)
@@ -140,19 +140,19 @@ def save_checkpoint(
     results: dict[str, Any],
 ) -> None:
     """Write a whole folder; it appears under its name only when complete."""
-    scratch = folder.with_name(folder.name + '.part')
+    scratch = folder.with_name(folder.name + ".part")
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
     described = {
-        'kind': KIND,
-        'format_version': FORMAT_VERSION,
-        'cameras': list(config.data.cameras),
-        'image_size': list(image_size),
-        'instructions': list(instructions),
-        'model': to_dict(config.model),
-        'florence2': model.backbone.config.to_diff_dict(),
-        'parameters': sum(t.numel() for t in shipped_state(model).values()),
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "cameras": list(config.data.cameras),
+        "image_size": list(image_size),
+        "instructions": list(instructions),
+        "model": to_dict(config.model),
+        "florence2": model.backbone.config.to_diff_dict(),
+        "parameters": sum(t.numel() for t in shipped_state(model).values()),
     }
     write_json(scratch / CONFIG, described)
     save_file(shipped_state(model), str(scratch / MODEL))
@@ -161,6 +161,8 @@ def save_checkpoint(
     write_json(scratch / TRAIN_CONFIG, to_dict(config))
     write_json(scratch / RESULTS, results)
     tokenizer.save_pretrained(str(scratch))
+    for path in scratch.iterdir():
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
     if folder.exists():
         shutil.rmtree(folder)
     scratch.replace(folder)
@@ -176,17 +178,17 @@ def load_checkpoint(folder: str | pathlib.Path) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint folder '{root}' does not exist; give the folder that holds {CONFIG}"
         )
-    for name in (CONFIG, MODEL, PRIOR, NORMALIZATION, 'tokenizer.json', 'tokenizer_config.json'):
+    for name in (CONFIG, MODEL, PRIOR, NORMALIZATION, "tokenizer.json", "tokenizer_config.json"):
         if not (root / name).is_file():
             raise CheckpointError(
                 f"'{root / name}' is missing; copy the whole checkpoint folder again"
             )
     described = read_json(root / CONFIG)
-    if described.get('kind') != KIND or described.get('format_version') != FORMAT_VERSION:
+    if described.get("kind") != KIND or described.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"'{root / CONFIG}' says kind {described.get('kind')!r} version "
-            f'{described.get("format_version")!r}, this program reads {KIND!r} version '
-            f'{FORMAT_VERSION}; use a checkpoint made by it'
+            f"{described.get('format_version')!r}, this program reads {KIND!r} version "
+            f"{FORMAT_VERSION}; use a checkpoint made by it"
         )
     try:
         normalization = Normalization.from_json(read_json(root / NORMALIZATION))
@@ -195,12 +197,12 @@ def load_checkpoint(folder: str | pathlib.Path) -> Checkpoint:
             f"'{root / NORMALIZATION}' is damaged ({error!r}); copy the folder again"
         ) from error
     try:
-        model_config: ModelConfig = from_dict(ModelConfig, described['model'], 'model.')
-        florence = Florence2Config.from_dict(dict(described['florence2']))
+        model_config: ModelConfig = from_dict(ModelConfig, described["model"], "model.")
+        florence = Florence2Config.from_dict(dict(described["florence2"]))
         backbone = Florence2Backbone(florence, query_count(model_config))
-        cameras = tuple(str(c) for c in described['cameras'])
-        height, width = (int(n) for n in described['image_size'])
-        instructions = tuple(str(t) for t in described['instructions'])
+        cameras = tuple(str(c) for c in described["cameras"])
+        height, width = (int(n) for n in described["image_size"])
+        instructions = tuple(str(t) for t in described["instructions"])
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"'{root / CONFIG}' is damaged ({error}); copy the folder again"
@@ -215,7 +217,7 @@ def load_checkpoint(folder: str | pathlib.Path) -> Checkpoint:
     if prior.prior_id != export_prior(model.prior, normalization).prior_id:
         raise CheckpointError(
             f"'{root / PRIOR}' does not belong to '{root / MODEL}': their sine networks or "
-            'channel tables differ; copy both from the same checkpoint'
+            "channel tables differ; copy both from the same checkpoint"
         )
     try:
         tokenizer = load_tokenizer(root)
@@ -246,7 +248,9 @@ def read_tensors(path: pathlib.Path) -> dict[str, Tensor]:
         ) from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"'{path}': tensor '{name}' is not finite; use another checkpoint")
+            raise CheckpointError(
+                f"'{path}': tensor '{name}' is not finite; use another checkpoint"
+            )
     return dict(tensors)
 
 
@@ -261,4 +265,4 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + '\n')
+    path.write_text(json.dumps(value, indent=2) + "\n")

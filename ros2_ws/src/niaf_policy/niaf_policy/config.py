@@ -24,7 +24,7 @@ class BackboneConfig:
     """Florence-2: either a checkpoint folder, or the sizes of a fresh one."""
 
     # Folder of a Florence-2 checkpoint (transformers layout); empty: a fresh model of sizes below.
-    pretrained: str = ''
+    pretrained: str = ""
     # Vision stages (DaViT): channels, blocks per stage, kernel, stride, padding, heads (= groups).
     embed_dim: tuple[int, ...] = (32, 64, 128)
     depths: tuple[int, ...] = (0, 1, 2)
@@ -54,7 +54,7 @@ class SirenConfig:
     # Factor inside every sine; 8 suits a horizon of about one second (papers use 30).
     omega0: float = 8.0
     # 'full': one factor per weight (project default); 'row': one factor per row.
-    gamma: str = 'full'
+    gamma: str = "full"
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ class DataConfig:
     roots: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     # Camera names in the order of the model's views.
-    cameras: tuple[str, ...] = ('scene', 'wrist')
+    cameras: tuple[str, ...] = ("scene", "wrist")
     # Length of a chunk in seconds; its samples lie on the frame grid, both ends included.
     horizon_s: float = 1.0
     # Position labels: 'action' (reference sent to the arm) or 'state' (measured).
-    position_source: str = 'action'
+    position_source: str = "action"
     # Share of episodes kept out of training, and the frames drawn from them per evaluation.
     holdout_fraction: float = 0.05
     holdout_frames: int = 512
     # Folder of the decoded-frame cache; empty: '.frames' inside each dataset.
-    cache_dir: str = ''
+    cache_dir: str = ""
     decode_threads: int = 2
 
 
@@ -152,7 +152,7 @@ class OptimizerConfig:
 class TrainConfig:
     """Length, rhythm and place of the run."""
 
-    output_dir: str = 'out/train'
+    output_dir: str = "out/train"
     seed: int = 0
     batch_size: int = 64
     steps: int = 10000
@@ -167,9 +167,9 @@ class TrainConfig:
     # bfloat16 autocast; worth it on GPUs, not on the CPUs measured here.
     bf16: bool = False
     # 'auto' takes a GPU when there is one.
-    device: str = 'auto'
+    device: str = "auto"
     # Checkpoint folder to take weights, normalisation and tokenizer from (a new run, step 0).
-    init_from: str = ''
+    init_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,44 +190,44 @@ class Config:
 def _check(c: Config) -> None:
     def need(ok: bool, key: str, value: Any, rule: str) -> None:
         if not ok:
-            raise ConfigError(f'{key} = {value!r}: {rule}')
+            raise ConfigError(f"{key} = {value!r}: {rule}")
 
     b, s, d, t = c.model.backbone, c.model.siren, c.data, c.train
     stages = {len(b.embed_dim), len(b.depths), len(b.patch_size), len(b.patch_stride)}
     stages |= {len(b.patch_padding), len(b.num_heads)}
-    need(len(stages) == 1, 'model.backbone', stages, 'all stage lists need the same length')
-    need(s.gamma in ('full', 'row'), 'model.siren.gamma', s.gamma, "use 'full' or 'row'")
-    need(s.layers >= 1, 'model.siren.layers', s.layers, 'must be at least 1')
-    need(s.groups >= 1, 'model.siren.groups', s.groups, 'must be at least 1')
+    need(len(stages) == 1, "model.backbone", stages, "all stage lists need the same length")
+    need(s.gamma in ("full", "row"), "model.siren.gamma", s.gamma, "use 'full' or 'row'")
+    need(s.layers >= 1, "model.siren.layers", s.layers, "must be at least 1")
+    need(s.groups >= 1, "model.siren.groups", s.groups, "must be at least 1")
     need(
         s.width % s.groups == 0,
-        'model.siren.groups',
+        "model.siren.groups",
         s.groups,
-        f'must divide model.siren.width = {s.width}',
+        f"must divide model.siren.width = {s.width}",
     )
-    need(s.omega0 > 0, 'model.siren.omega0', s.omega0, 'must be positive')
-    need(c.model.vocab_size >= 261, 'model.vocab_size', c.model.vocab_size, 'at least 261')
-    need(d.horizon_s > 0, 'data.horizon_s', d.horizon_s, 'must be positive')
+    need(s.omega0 > 0, "model.siren.omega0", s.omega0, "must be positive")
+    need(c.model.vocab_size >= 261, "model.vocab_size", c.model.vocab_size, "at least 261")
+    need(d.horizon_s > 0, "data.horizon_s", d.horizon_s, "must be positive")
     need(
-        d.position_source in ('action', 'state'),
-        'data.position_source',
+        d.position_source in ("action", "state"),
+        "data.position_source",
         d.position_source,
         "use 'action' or 'state'",
     )
     need(
         not d.weights or len(d.weights) == len(d.roots),
-        'data.weights',
+        "data.weights",
         d.weights,
-        f'one per data.roots entry ({len(d.roots)}), or empty',
+        f"one per data.roots entry ({len(d.roots)}), or empty",
     )
-    need(all(w >= 0 for w in d.weights), 'data.weights', d.weights, 'must not be negative')
-    need(0 <= d.holdout_fraction < 1, 'data.holdout_fraction', d.holdout_fraction, 'in [0, 1)')
-    need(t.batch_size >= 1, 'train.batch_size', t.batch_size, 'must be at least 1')
-    need(t.steps >= 1, 'train.steps', t.steps, 'must be at least 1')
-    need(0 < c.optimizer.lr < 1, 'optimizer.lr', c.optimizer.lr, 'must lie in (0, 1)')
+    need(all(w >= 0 for w in d.weights), "data.weights", d.weights, "must not be negative")
+    need(0 <= d.holdout_fraction < 1, "data.holdout_fraction", d.holdout_fraction, "in [0, 1)")
+    need(t.batch_size >= 1, "train.batch_size", t.batch_size, "must be at least 1")
+    need(t.steps >= 1, "train.steps", t.steps, "must be at least 1")
+    need(0 < c.optimizer.lr < 1, "optimizer.lr", c.optimizer.lr, "must lie in (0, 1)")
 
 
-def from_dict(cls: type, values: Any, prefix: str = '') -> Any:
+def from_dict(cls: type, values: Any, prefix: str = "") -> Any:
     """Build a config dataclass from nested mappings; unknown keys and wrong types are refused."""
     if not isinstance(values, dict):
         raise ConfigError(f"'{prefix or 'config'}' must be a mapping, got {values!r}")
@@ -237,59 +237,59 @@ def from_dict(cls: type, values: Any, prefix: str = '') -> Any:
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean '{prefix}{near[0]}'?" if near else f'; known: {sorted(known)}'
+            hint = f"; did you mean '{prefix}{near[0]}'?" if near else f"; known: {sorted(known)}"
             raise ConfigError(f"unknown setting '{prefix}{key}'{hint}")
-        kwargs[key] = _coerce(hints[key], value, f'{prefix}{key}')
+        kwargs[key] = _coerce(hints[key], value, f"{prefix}{key}")
     return cls(**kwargs)
 
 
 def _coerce(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_dict(hint, value, key + '.')
+        return from_dict(hint, value, key + ".")
     origin = typing.get_origin(hint)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            raise ConfigError(f'{key} = {value!r}: give a list')
+            raise ConfigError(f"{key} = {value!r}: give a list")
         args = typing.get_args(hint)
         item = args[0]
         if len(args) > 1 and args[1] is not Ellipsis and len(value) != len(args):
-            raise ConfigError(f'{key} = {value!r}: give {len(args)} values')
-        return tuple(_coerce(item, v, f'{key}[{i}]') for i, v in enumerate(value))
+            raise ConfigError(f"{key} = {value!r}: give {len(args)} values")
+        return tuple(_coerce(item, v, f"{key}[{i}]") for i, v in enumerate(value))
     if origin is types.UnionType:
-        raise ConfigError(f'{key}: union types are not supported')
+        raise ConfigError(f"{key}: union types are not supported")
     if hint is bool:
         if not isinstance(value, bool):
-            raise ConfigError(f'{key} = {value!r}: give true or false')
+            raise ConfigError(f"{key} = {value!r}: give true or false")
         return value
     if hint is float:
         if isinstance(value, str):  # YAML reads 1e-4 as text
             try:
                 value = float(value)
             except ValueError:
-                raise ConfigError(f'{key} = {value!r}: give a number') from None
+                raise ConfigError(f"{key} = {value!r}: give a number") from None
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigError(f'{key} = {value!r}: give a number')
+            raise ConfigError(f"{key} = {value!r}: give a number")
         return float(value)
     if hint is int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f'{key} = {value!r}: give a whole number')
+            raise ConfigError(f"{key} = {value!r}: give a whole number")
         return value
     if hint is str:
         if not isinstance(value, str):
-            raise ConfigError(f'{key} = {value!r}: give text')
+            raise ConfigError(f"{key} = {value!r}: give text")
         return value
-    raise ConfigError(f'{key}: type {hint} is not supported')
+    raise ConfigError(f"{key}: type {hint} is not supported")
 
 
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply 'a.b.c=value' assignments (value in YAML) to nested mappings; returns a copy."""
     out: dict[str, Any] = json.loads(json.dumps(values))
     for text in overrides:
-        key, separator, raw = text.partition('=')
+        key, separator, raw = text.partition("=")
         if not separator or not key:
             raise ConfigError(f"override '{text}' must look like section.name=value")
         node = out
-        *parents, last = key.split('.')
+        *parents, last = key.split(".")
         for name in parents:
             node = node.setdefault(name, {})
             if not isinstance(node, dict):

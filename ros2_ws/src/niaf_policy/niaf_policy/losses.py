@@ -23,7 +23,7 @@ class LossScales:
     object_std: Tensor  # [3M]
 
     @classmethod
-    def of(cls, n: Normalization, device: torch.device | str = 'cpu') -> LossScales:
+    def of(cls, n: Normalization, device: torch.device | str = "cpu") -> LossScales:
         def tensor(values: tuple[float, ...]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
@@ -79,16 +79,16 @@ def action_losses(
     channel = torch.ones_like(scales.action_mean)
     channel[joints:] = config.gripper
     target = (action - anchor.unsqueeze(1) - scales.action_mean) / scales.action_scale
-    terms = {'position': _masked_mean((jets[:, 0] - target).square(), weight * channel)}
+    terms = {"position": _masked_mean((jets[:, 0] - target).square(), weight * channel)}
     rate = 2.0 / scales.horizon_s
     joint_scale = scales.action_scale[:joints]
     if config.velocity > 0:
         analytic = jets[:, 1, :, :joints] * (rate * joint_scale)  # rad/s
         error = (analytic - velocity) / scales.velocity_scale
-        terms['velocity'] = _masked_mean(error.square(), weight)
+        terms["velocity"] = _masked_mean(error.square(), weight)
     if config.jerk > 0:
         jerk = jets[:, 3, :, :joints] * (rate**3 * joint_scale)  # rad/s^3
-        terms['jerk'] = _masked_mean(jerk.square(), valid)
+        terms["jerk"] = _masked_mean(jerk.square(), valid)
     return terms
 
 
@@ -111,12 +111,12 @@ def auxiliary_loss(
 def total_loss(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
     """Weighted sum of the terms that are present."""
     weights = {
-        'position': config.position,
-        'velocity': config.velocity,
-        'jerk': config.jerk,
-        'auxiliary': config.auxiliary,
+        "position": config.position,
+        "velocity": config.velocity,
+        "jerk": config.jerk,
+        "auxiliary": config.auxiliary,
     }
-    total = torch.zeros((), device=terms['position'].device)
+    total = torch.zeros((), device=terms["position"].device)
     for name, value in terms.items():
         total = total + weights[name] * value
     return total

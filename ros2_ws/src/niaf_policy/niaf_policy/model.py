@@ -1,4 +1,4 @@
-"""The policy network: observation and instruction in, modulations of the shared sine network out."""
+"""The policy network: observation and instruction in, modulations of the shared network out."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class StateToken(nn.Module):
             mean += normalization.velocity_mean
             std += normalization.velocity_std
         self.velocity = velocity
-        self.register_buffer('mean', torch.tensor(mean), persistent=False)
-        self.register_buffer('std', torch.tensor(std), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
         self.mlp = nn.Sequential(
             nn.Linear(len(mean), hidden), nn.GELU(), nn.Linear(hidden, width), nn.LayerNorm(width)
         )
@@ -110,7 +110,7 @@ class NiafPolicy(nn.Module):
         """
         if text is None:
             if text_ids is None:
-                raise ValueError('give text_ids or text')
+                raise ValueError("give text_ids or text")
             text = self.backbone.embed_text(text_ids)
         token = None if self.state_token is None else self.state_token(state, velocity)
         z, encoded, mask = self.backbone(images, text, text_mask, token)
@@ -133,9 +133,9 @@ def fresh_backbone(config: ModelConfig, tokenizer: Any) -> Florence2Backbone:
     if config.backbone.pretrained:
         return Florence2Backbone.from_pretrained(config.backbone.pretrained, queries)
     ids = {
-        'bos': tokenizer.bos_token_id,
-        'pad': tokenizer.pad_token_id,
-        'eos': tokenizer.eos_token_id,
-        'image': tokenizer.convert_tokens_to_ids('<image>'),
+        "bos": tokenizer.bos_token_id,
+        "pad": tokenizer.pad_token_id,
+        "eos": tokenizer.eos_token_id,
+        "image": tokenizer.convert_tokens_to_ids("<image>"),
     }
     return Florence2Backbone(florence2_config(config.backbone, len(tokenizer), ids), queries)

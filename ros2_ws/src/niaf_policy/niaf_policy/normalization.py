@@ -56,7 +56,7 @@ class Normalization:
         return len(self.joint_names) + 1
 
     def save(self, path: str | pathlib.Path) -> None:
-        pathlib.Path(path).write_text(json.dumps(asdict(self), indent=2) + '\n')
+        pathlib.Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Normalization:
@@ -64,11 +64,11 @@ class Normalization:
         plain: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
             value = values[name]
-            if name in ('joint_names', 'object_names'):
+            if name in ("joint_names", "object_names"):
                 plain[name] = tuple(str(v) for v in value)
-            elif name == 'samples':
+            elif name == "samples":
                 plain[name] = int(value)
-            elif name == 'horizon_s':
+            elif name == "horizon_s":
                 plain[name] = float(value)
             else:
                 plain[name] = tuple(float(v) for v in value)

@@ -14,7 +14,7 @@ from niaf_field import Prior
 from niaf_policy.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from niaf_policy.tokenizer import InstructionError, encode_instruction
 
-__all__ = ['CheckpointError', 'InstructionError', 'ObservationError', 'Policy', 'load_policy']
+__all__ = ["CheckpointError", "InstructionError", "ObservationError", "Policy", "load_policy"]
 
 
 class ObservationError(ValueError):
@@ -73,19 +73,19 @@ class Policy:
         observation: images {camera: uint8 [h, w, 3]}, state float [2J + 1] = joint positions (rad),
         joint velocities (rad/s), gripper width (m); instruction str.
         """
-        instruction = str(observation['instruction'])
+        instruction = str(observation["instruction"])
         self.prepare_instruction(instruction)
         text, text_mask = self._text[instruction]
-        images = torch.from_numpy(self._stack_images(observation['images']))
+        images = torch.from_numpy(self._stack_images(observation["images"]))
         joints = len(self.joint_names)
-        state = np.asarray(observation['state'], dtype=np.float32)
+        state = np.asarray(observation["state"], dtype=np.float32)
         if state.shape != (2 * joints + 1,):
             raise ObservationError(
-                f'state has shape {state.shape}, expected ({2 * joints + 1},): positions, '
-                f'velocities of {joints} joints and the gripper width'
+                f"state has shape {state.shape}, expected ({2 * joints + 1},): positions, "
+                f"velocities of {joints} joints and the gripper width"
             )
         if not np.isfinite(state).all():
-            raise ObservationError(f'state is not finite: {state.tolist()}; the sensor is faulty')
+            raise ObservationError(f"state is not finite: {state.tolist()}; the sensor is faulty")
         position = np.concatenate([state[:joints], state[-1:]])
         with torch.inference_mode():
             gamma, beta, _ = self._model(
@@ -104,13 +104,13 @@ class Policy:
             if camera not in images:
                 raise ObservationError(
                     f"no image of camera '{camera}'; the policy needs {list(self.cameras)}, "
-                    f'got {sorted(images)}'
+                    f"got {sorted(images)}"
                 )
             image = np.asarray(images[camera])
             if image.shape != expected or image.dtype != np.uint8:
                 raise ObservationError(
                     f"image of camera '{camera}' is {image.dtype}{list(image.shape)}, the policy "
-                    f'was trained on uint8{list(expected)}; set the camera to that size'
+                    f"was trained on uint8{list(expected)}; set the camera to that size"
                 )
             stack[0, view] = image
         return stack

@@ -1,7 +1,7 @@
 """The shared sine network, its modulation and its jets, in torch.
 
-    h_0 = tau;  a_l = omega0 (W_l * (1 + gamma_l) h_{l-1} + b_l + beta_l);  h_l = sin a_l
-    Phi = W_out h_L + b_out        (the output layer is not modulated)
+h_0 = tau;  a_l = omega0 (W_l * (1 + gamma_l) h_{l-1} + b_l + beta_l);  h_l = sin a_l
+Phi = W_out h_L + b_out        (the output layer is not modulated)
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class SirenPrior(nn.Module):
     """Weights shared by all observations; standard SIREN initialisation."""
 
     def __init__(
-        self, *, layers: int, width: int, channels: int, omega0: float, gamma: str = 'full'
+        self, *, layers: int, width: int, channels: int, omega0: float, gamma: str = "full"
     ) -> None:
         super().__init__()
-        if gamma not in ('full', 'row'):
+        if gamma not in ("full", "row"):
             raise ValueError(f"gamma '{gamma}' is unknown; use 'full' or 'row'")
         self.layers, self.width, self.channels = layers, width, channels
         self.omega0, self.gamma_kind = float(omega0), gamma
@@ -38,7 +38,7 @@ class SirenPrior(nn.Module):
 
     def gamma_sizes(self) -> list[int]:
         """Number of gamma values of each layer."""
-        if self.gamma_kind == 'row':
+        if self.gamma_kind == "row":
             return [self.width] * self.layers
         return [w.numel() for w in self.weights]
 
@@ -48,7 +48,8 @@ class SirenPrior(nn.Module):
         for i, size in enumerate(self.gamma_sizes()):
             part = gamma[:, start : start + size]
             start += size
-            shape = (-1, self.width, 1) if self.gamma_kind == 'row' else (-1, *self.weights[i].shape)
+            rows = self.gamma_kind == "row"
+            shape = (-1, self.width, 1) if rows else (-1, *self.weights[i].shape)
             weights.append(self.weights[i] * (1.0 + part.reshape(shape)))
             biases.append(self.biases[i] + beta[:, i * self.width : (i + 1) * self.width])
         return weights, biases
@@ -59,7 +60,7 @@ class SirenPrior(nn.Module):
         tau [K] or [B, K]; order 0 to 3. All orders share one matrix product per layer.
         """
         if not 0 <= order <= 3:
-            raise ValueError(f'order {order} is not offered; use 0 to 3')
+            raise ValueError(f"order {order} is not offered; use 0 to 3")
         weights, biases = self.modulated(gamma, beta)
         batch = gamma.shape[0]
         grid = tau.expand(batch, -1) if tau.dim() == 1 else tau
@@ -101,7 +102,7 @@ class ModulationHeads(nn.Module):
         self.groups, self.layers = groups, prior.layers
         for size in prior.gamma_sizes():
             if size % groups:
-                raise ValueError(f'{groups} groups do not divide a layer of {size} gamma values')
+                raise ValueError(f"{groups} groups do not divide a layer of {size} gamma values")
         sizes = [size // groups for size in prior.gamma_sizes()]
         self.gamma_weight = nn.ParameterList(
             nn.Parameter(torch.zeros(groups, width, size)) for size in sizes
@@ -122,9 +123,9 @@ class ModulationHeads(nn.Module):
         gammas = []
         for i in range(self.layers):
             tokens = segments[:, i, : self.groups]  # [B, G, d]
-            part = torch.einsum('bgd,gdn->bgn', tokens, self.gamma_weight[i]) + self.gamma_bias[i]
+            part = torch.einsum("bgd,gdn->bgn", tokens, self.gamma_weight[i]) + self.gamma_bias[i]
             gammas.append(part.reshape(batch, -1))  # concatenated over groups, row-major
-        beta = torch.einsum('bld,ldh->blh', segments[:, :, self.groups], self.beta_weight)
+        beta = torch.einsum("bld,ldh->blh", segments[:, :, self.groups], self.beta_weight)
         beta = beta + self.beta_bias
         return torch.cat(gammas, dim=1), beta.reshape(batch, -1)
 

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-SPECIALS = ('<s>', '<pad>', '</s>', '<unk>', '<image>')
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<image>")
 
 
 class InstructionError(ValueError):
@@ -30,15 +30,15 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     )
     tokenizer.train_from_iterator([normalise_instruction(text) for text in sorted(corpus)], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single='<s> $A </s>', special_tokens=[('<s>', 0), ('</s>', 2)]
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token='<s>',
-        pad_token='<pad>',
-        eos_token='</s>',
-        unk_token='<unk>',
-        extra_special_tokens={'image_token': '<image>'},
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
     )
 
 
@@ -49,7 +49,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> Any:
 
 def normalise_instruction(text: str) -> str:
     """Lower case, single spaces, no full stop at the end."""
-    return ' '.join(text.lower().split()).rstrip('.')
+    return " ".join(text.lower().split()).rstrip(".")
 
 
 def encode_instruction(tokenizer: Any, text: str, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,12 +59,12 @@ def encode_instruction(tokenizer: Any, text: str, max_tokens: int) -> tuple[np.n
     """
     clean = normalise_instruction(text)
     if not clean:
-        raise InstructionError('the instruction is empty; say what the arm shall do')
-    ids = tokenizer(clean)['input_ids']
+        raise InstructionError("the instruction is empty; say what the arm shall do")
+    ids = tokenizer(clean)["input_ids"]
     if len(ids) > max_tokens:
         raise InstructionError(
             f"instruction '{text}' takes {len(ids)} tokens, this model reads {max_tokens}; "
-            'shorten it'
+            "shorten it"
         )
     out = np.full(max_tokens, tokenizer.pad_token_id, dtype=np.int64)
     out[: len(ids)] = ids

@@ -1,6 +1,6 @@
 """Train a policy.
 
-    python -m niaf_policy.train --config train_demo.yaml data.roots=[out/data/expert] optimizer.lr=3e-4
+    python -m niaf_policy.train --config train_demo.yaml data.roots=[out/data] optimizer.lr=3e-4
     python -m niaf_policy.train --resume out/train
 
 Everything random is derived from (seed, step), so a resumed run repeats the uninterrupted one.
@@ -30,21 +30,31 @@ from niaf_data import DatasetError
 from niaf_policy.batches import Batch, BatchSource, ChunkData
 from niaf_policy.checkpoint import (
     TRAIN_CONFIG,
+    TRAINING_ONLY,
     CheckpointError,
     load_checkpoint,
+    load_weights,
     read_json,
     read_tensors,
     save_checkpoint,
     shipped_state,
     write_json,
 )
-from niaf_policy.config import Config, ConfigError, OptimizerConfig, from_dict, load_config
+from niaf_policy.config import (
+    Config,
+    ConfigError,
+    OptimizerConfig,
+    apply_overrides,
+    from_dict,
+    load_config,
+)
 from niaf_policy.losses import LossScales, action_losses, auxiliary_loss, jet_order, total_loss
 from niaf_policy.model import NiafPolicy, fresh_backbone
 from niaf_policy.siren import sample_grid
 from niaf_policy.tokenizer import load_tokenizer, train_tokenizer
 
-STATE_FOLDER = 'training_state'
+STATE_FOLDER = "training_state"
+STATE_FILE = "state.safetensors"
 
 
 @dataclass
@@ -85,7 +95,7 @@ class Trainer:
         torch.set_num_threads(max(1, t.threads))
         torch.manual_seed(t.seed)
         self.device = torch.device(
-            ('cuda' if torch.cuda.is_available() else 'cpu') if t.device == 'auto' else t.device
+            ("cuda" if torch.cuda.is_available() else "cpu") if t.device == "auto" else t.device
         )
         self.folder = pathlib.Path(t.output_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,9 +109,8 @@ class Trainer:
             self._check_normalization(start)
             base = loaded.model
             self.model = NiafPolicy(config.model, self.normalization, base.backbone, auxiliary)
-            from niaf_policy.checkpoint import load_weights
-
             load_weights(self.model, shipped_state(base), str(start))
+            self._load_auxiliary(start / STATE_FOLDER / STATE_FILE)
         else:
             self.normalization = self.data.normalization(train_frames)
             pretrained = config.model.backbone.pretrained
@@ -139,8 +148,18 @@ class Trainer:
         if n.joint_names != d.joint_names or n.samples != d.samples:
             raise CheckpointError(
                 f"'{origin}' was trained with joints {n.joint_names} and {n.samples} samples per "
-                f'chunk, the data have {d.joint_names} and {d.samples}; use matching data'
+                f"chunk, the data have {d.joint_names} and {d.samples}; use matching data"
             )
+
+    def _load_auxiliary(self, path: pathlib.Path) -> None:
+        """Continue with the training-only head where the other run's state is still there."""
+        if self.model.auxiliary is None or not path.is_file():
+            return
+        tensors = read_tensors(path)
+        mark = "ema." + TRAINING_ONLY
+        found = {k.removeprefix(mark): v for k, v in tensors.items() if k.startswith(mark)}
+        if found:
+            self.model.auxiliary.load_state_dict(found)
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         o = self.config.optimizer
@@ -149,34 +168,37 @@ class Trainer:
         for parameter in self.model.parameters():
             key = (id(parameter) in backbone, parameter.ndim >= 2)
             groups.setdefault(key, []).append(parameter)
-        described = []
+        described: list[dict[str, Any]] = []
         for (is_backbone, decays), members in sorted(groups.items()):
             factor = o.backbone_lr_factor if is_backbone else 1.0
             described.append(
                 {
-                    'params': members,
-                    'lr': o.lr * factor,
-                    'factor': factor,
-                    'weight_decay': o.weight_decay if decays else 0.0,
+                    "params": members,
+                    "lr": o.lr * factor,
+                    "factor": factor,
+                    "weight_decay": o.weight_decay if decays else 0.0,
                 }
             )
         # The sine network keeps its scale: decay would flatten it.
         prior = {id(p) for p in self.model.prior.parameters()}
         for group in list(described):
-            ours = [p for p in group['params'] if id(p) in prior]
-            if ours and group['weight_decay']:
-                group['params'] = [p for p in group['params'] if id(p) not in prior]
-                described.append({**group, 'params': ours, 'weight_decay': 0.0})
-        return torch.optim.AdamW(described, betas=o.betas, fused=self.device.type == 'cuda')
+            ours = [p for p in group["params"] if id(p) in prior]
+            if ours and group["weight_decay"]:
+                group["params"] = [p for p in group["params"] if id(p) not in prior]
+                described.append({**group, "params": ours, "weight_decay": 0.0})
+        return torch.optim.AdamW(described, betas=o.betas, fused=self.device.type == "cuda")
 
-    def forward_terms(self, model: NiafPolicy, batch: Batch) -> dict[str, Tensor]:
-        """Loss terms of a batch."""
-        loss = self.config.loss
+    def forward(self, model: NiafPolicy, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Jets of a batch (order by the loss weights, at least 1) and the auxiliary answer."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.bf16):
             gamma, beta, auxiliary = model(
                 batch.images, batch.state, batch.velocity, batch.text_mask, text_ids=batch.text_ids
             )
-        jets = model.prior.jets(gamma, beta, self.grid, jet_order(loss))
+        order = max(1, jet_order(self.config.loss))
+        return model.prior.jets(gamma, beta, self.grid, order), auxiliary
+
+    def terms(self, jets: Tensor, auxiliary: Tensor | None, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms of a batch."""
         terms = action_losses(
             jets,
             batch.anchor,
@@ -184,12 +206,10 @@ class Trainer:
             batch.action_velocity,
             batch.action_is_pad,
             self.scales,
-            loss,
+            self.config.loss,
         )
         if auxiliary is not None and batch.objects is not None:
-            terms['auxiliary'] = auxiliary_loss(
-                auxiliary, batch.objects, batch.target, self.scales
-            )
+            terms["auxiliary"] = auxiliary_loss(auxiliary, batch.objects, batch.target, self.scales)
         return terms
 
     def train_step(self) -> dict[str, float]:
@@ -202,98 +222,88 @@ class Trainer:
             fraction = max(fraction, self.progress.elapsed_s / (60.0 * t.max_minutes))
         factor = learning_rate_factor(step, fraction, o)
         for group in self.optimizer.param_groups:
-            group['lr'] = o.lr * group['factor'] * factor
+            group["lr"] = o.lr * group["factor"] * factor
         self.model.train()
         batch = self.batches.training_batch(step, t.batch_size).to(self.device)
-        terms = self.forward_terms(self.model, batch)
+        jets, auxiliary = self.forward(self.model, batch)
+        terms = self.terms(jets, auxiliary, batch)
         loss = total_loss(terms, self.config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), o.grad_clip)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
-                f'gradient is not finite at step {step} (loss {loss.item()}); lower optimizer.lr, '
-                'loss.jerk or model.siren.omega0 and resume from the last checkpoint'
+                f"gradient is not finite at step {step} (loss {loss.item()}); lower optimizer.lr, "
+                "loss.jerk or model.siren.omega0 and resume from the last checkpoint"
             )
         self.optimizer.step()
         self.ema.update(self.model, step)
         self.progress.step += 1
         numbers = {name: value.item() for name, value in terms.items()}
-        return {'loss': loss.item(), **numbers, 'grad_norm': float(norm), 'lr': o.lr * factor}
+        return {"loss": loss.item(), **numbers, "grad_norm": float(norm), "lr": o.lr * factor}
 
     def evaluate(self) -> dict[str, float]:
         """Loss terms and physical errors of the averaged weights on held-out episodes."""
         if not len(self.held_frames):
             return {}
         model = self.ema.model
+        model.train()  # the auxiliary head answers in training mode only
         sums: dict[str, float] = {}
-        seen = 0
-        joints = self.normalization.joints
-        scale = self.scales
         with torch.inference_mode():
             for start in range(0, len(self.held_frames), 64):
                 frames = self.held_frames[start : start + 64]
                 batch = self.batches.plain_batch(frames).to(self.device)
-                model.train()  # the auxiliary head answers in training mode only; no dropout is on
-                terms = self.forward_terms(model, batch)
-                gamma, beta, _ = model(
-                    batch.images,
-                    batch.state,
-                    batch.velocity,
-                    batch.text_mask,
-                    text_ids=batch.text_ids,
-                )
-                jets = model.prior.jets(gamma, beta, self.grid, 1)
-                action = jets[:, 0] * scale.action_scale + scale.action_mean
-                action = action + batch.anchor.unsqueeze(1)
-                error = (action - batch.action).abs() * (~batch.action_is_pad).unsqueeze(-1)
-                rate = jets[:, 1, :, :joints] * (2.0 / scale.horizon_s) * scale.action_scale[:joints]
-                wrong = (rate - batch.action_velocity).abs() * (~batch.action_is_pad).unsqueeze(-1)
-                share = (~batch.action_is_pad).float().mean().clamp_min(1e-6)
-                numbers = {name: value.item() for name, value in terms.items()}
-                numbers['joint_error_rad'] = (error[..., :joints].mean() / share).item()
-                numbers['joint_error_first_half_rad'] = (
-                    error[:, : self.data.samples // 2, :joints].mean() / share
-                ).item()
-                numbers['gripper_error_m'] = (error[..., joints].mean() / share).item()
-                numbers['velocity_error_rad_s'] = (wrong.mean() / share).item()
-                if 'auxiliary' in terms and batch.objects is not None:
-                    numbers['object_error_m'] = self._object_error(model, batch)
+                jets, auxiliary = self.forward(model, batch)
+                numbers = {k: v.item() for k, v in self.terms(jets, auxiliary, batch).items()}
+                numbers.update(self._physical_errors(jets, auxiliary, batch))
                 for name, value in numbers.items():
                     sums[name] = sums.get(name, 0.0) + value * len(frames)
-                seen += len(frames)
-        return {name: value / seen for name, value in sums.items()}
+        return {name: value / len(self.held_frames) for name, value in sums.items()}
 
-    def _object_error(self, model: NiafPolicy, batch: Batch) -> float:
-        """Mean distance in metres between the named object and the auxiliary head's answer."""
-        _, _, auxiliary = model(
-            batch.images, batch.state, batch.velocity, batch.text_mask, text_ids=batch.text_ids
-        )
+    def _physical_errors(
+        self, jets: Tensor, auxiliary: Tensor | None, batch: Batch
+    ) -> dict[str, float]:
+        """Mean absolute errors in rad, m and rad/s, and the named object's mean distance in m."""
+        joints, scale = self.normalization.joints, self.scales
+        valid = (~batch.action_is_pad).float().unsqueeze(-1)
+        share = valid.mean().clamp_min(1e-6)
+        action = jets[:, 0] * scale.action_scale + scale.action_mean + batch.anchor.unsqueeze(1)
+        error = (action - batch.action).abs() * valid / share
+        rate = jets[:, 1, :, :joints] * (2.0 / scale.horizon_s * scale.action_scale[:joints])
+        half = self.data.samples // 2
+        out = {
+            "joint_error_rad": error[..., :joints].mean().item(),
+            "joint_error_first_half_rad": error[:, :half, :joints].mean().item(),
+            "gripper_error_m": error[..., joints].mean().item(),
+            "velocity_error_rad_s": ((rate - batch.action_velocity).abs() * valid / share)
+            .mean()
+            .item(),
+        }
         named = batch.target >= 0
-        if auxiliary is None or batch.objects is None or not bool(named.any()):
-            return 0.0
-        truth = batch.objects.view(len(batch.objects), -1, 3)
-        chosen = truth[torch.arange(len(truth), device=truth.device), batch.target.clamp_min(0)]
-        mean = self.scales.object_mean.view(-1, 3)[batch.target.clamp_min(0)]
-        std = self.scales.object_std.view(-1, 3)[batch.target.clamp_min(0)]
-        answer = auxiliary[:, -1] * std + mean
-        return float((answer - chosen)[named].norm(dim=-1).mean())
+        if auxiliary is not None and batch.objects is not None and bool(named.any()):
+            index = batch.target[named]
+            truth = batch.objects[named].view(len(index), -1, 3)
+            rows = torch.arange(len(index), device=index.device)
+            answer = auxiliary[named, -1] * scale.object_std.view(-1, 3)[index]
+            answer = answer + scale.object_mean.view(-1, 3)[index]
+            out["object_error_m"] = float((answer - truth[rows, index]).norm(dim=-1).mean())
+        return out
 
     def run(self) -> pathlib.Path:
         """Train to the configured end; returns the final checkpoint folder."""
         t = self.config.train
         stop = _StopRequest()
-        writer = SummaryWriter(str(self.folder / 'tensorboard'), purge_step=self.progress.step)
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.progress.step)
         started = time.monotonic() - self.progress.elapsed_s
         saved = time.monotonic()
         parameters = sum(v.numel() for v in shipped_state(self.model).values())
         print(
-            f'{len(self.train_frames)} training frames, {len(self.held_frames)} held out, '
-            f'{len(self.data.instructions)} instructions, {parameters / 1e6:.2f} M parameters, '
-            f'device {self.device}, folder {self.folder}',
+            f"{len(self.train_frames)} training frames, {len(self.held_frames)} held out, "
+            f"{len(self.data.instructions)} instructions, {parameters / 1e6:.2f} M parameters, "
+            f"device {self.device}, folder {self.folder}",
             flush=True,
         )
-        bar = tqdm(total=t.steps, initial=self.progress.step, desc='train', disable=None)
+        bar = tqdm(total=t.steps, initial=self.progress.step, desc="train", disable=None)
         window, window_start = self.progress.step, time.monotonic()
         while self.progress.step < t.steps and not stop.requested:
             self.progress.elapsed_s = time.monotonic() - started
@@ -307,9 +317,9 @@ class Trainer:
                 rate = (step - window) * t.batch_size / (now - window_start)
                 window, window_start = step, now
                 for name, value in numbers.items():
-                    writer.add_scalar(f'train/{name}', value, step)
-                writer.add_scalar('train/samples_per_s', rate, step)
-                bar.set_postfix(loss=f'{numbers["loss"]:.4f}', rate=f'{rate:.0f}/s')
+                    writer.add_scalar(f"train/{name}", value, step)
+                writer.add_scalar("train/samples_per_s", rate, step)
+                bar.set_postfix(loss=f"{numbers['loss']:.4f}", rate=f"{rate:.0f}/s")
             if step % t.eval_steps == 0:
                 self._report(writer, step, numbers)
                 window, window_start = step, time.monotonic()
@@ -323,28 +333,28 @@ class Trainer:
         self._report(writer, self.progress.step, {})
         path = self.save()
         writer.close()
-        print(f'checkpoint: {path}', flush=True)
+        print(f"checkpoint: {path}", flush=True)
         return path
 
     def _report(self, writer: SummaryWriter, step: int, numbers: dict[str, float]) -> None:
         held = self.evaluate()
         for name, value in held.items():
-            writer.add_scalar(f'held_out/{name}', value, step)
+            writer.add_scalar(f"held_out/{name}", value, step)
         writer.flush()
         self.results = {
-            'step': step,
-            'minutes': self.progress.elapsed_s / 60.0,
-            'train': numbers or self.results.get('train', {}),
-            'held_out': held,
+            "step": step,
+            "minutes": self.progress.elapsed_s / 60.0,
+            "train": numbers or self.results.get("train", {}),
+            "held_out": held,
         }
-        text = ' '.join(f'{k}={v:.5f}' for k, v in held.items())
-        loss = f' train {numbers["loss"]:.4f}' if numbers else ''
-        tqdm.write(f'step {step} {self.progress.elapsed_s / 60:.1f} min{loss} | held-out {text}')
+        text = " ".join(f"{k}={v:.5f}" for k, v in held.items())
+        loss = f" train {numbers['loss']:.4f}" if numbers else ""
+        tqdm.write(f"step {step} {self.progress.elapsed_s / 60:.1f} min{loss} | held-out {text}")
         sys.stdout.flush()
 
     def save(self) -> pathlib.Path:
         """Write checkpoints/NNNNNN with averaged weights and the state for resuming."""
-        path = self.folder / 'checkpoints' / f'{self.progress.step:06d}'
+        path = self.folder / "checkpoints" / f"{self.progress.step:06d}"
         height, width = self.data.images[0][0].shape[1:3]
         save_checkpoint(
             path,
@@ -357,8 +367,8 @@ class Trainer:
             results=self.results,
         )
         self._save_state(path / STATE_FOLDER)
-        (self.folder / 'last').write_text(path.name + '\n')
-        for old in sorted((self.folder / 'checkpoints').glob('[0-9]*'))[
+        (self.folder / "last").write_text(path.name + "\n")
+        for old in sorted((self.folder / "checkpoints").glob("[0-9]*"))[
             : -self.config.train.keep_checkpoints or None
         ]:
             if old != path and old.is_dir():
@@ -366,53 +376,53 @@ class Trainer:
         return path
 
     def _save_state(self, folder: pathlib.Path) -> None:
-        scratch = folder.with_name(folder.name + '.part')
+        scratch = folder.with_name(folder.name + ".part")
         scratch.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {}
         names = {id(p): n for n, p in self.model.named_parameters()}
         for name, parameter in self.model.named_parameters():
-            tensors[f'model.{name}'] = parameter.detach().cpu().clone()
+            tensors[f"model.{name}"] = parameter.detach().cpu().clone()
         for name, parameter in self.ema.model.named_parameters():
-            tensors[f'ema.{name}'] = parameter.detach().cpu().clone()
+            tensors[f"ema.{name}"] = parameter.detach().cpu().clone()
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
-                tensors[f'optimizer.{names[id(parameter)]}.{key}'] = (
+                tensors[f"optimizer.{names[id(parameter)]}.{key}"] = (
                     torch.as_tensor(value).detach().cpu().clone()
                 )
-        save_file(tensors, str(scratch / 'state.safetensors'))
+        save_file(tensors, str(scratch / STATE_FILE))
         write_json(
-            scratch / 'progress.json',
-            {'step': self.progress.step, 'elapsed_s': self.progress.elapsed_s},
+            scratch / "progress.json",
+            {"step": self.progress.step, "elapsed_s": self.progress.elapsed_s},
         )
         scratch.replace(folder)
 
     def _load_state(self, folder: pathlib.Path) -> None:
-        path = folder / 'state.safetensors'
+        path = folder / STATE_FILE
         if not path.is_file():
             raise CheckpointError(f"'{path}' is missing; resume needs a folder saved by training")
         tensors = read_tensors(path)
         try:
             with torch.no_grad():
                 for name, parameter in self.model.named_parameters():
-                    parameter.copy_(tensors[f'model.{name}'])
+                    parameter.copy_(tensors[f"model.{name}"])
                 for name, parameter in self.ema.model.named_parameters():
-                    parameter.copy_(tensors[f'ema.{name}'])
+                    parameter.copy_(tensors[f"ema.{name}"])
                 for name, parameter in self.model.named_parameters():
                     state = {
-                        key: tensors[f'optimizer.{name}.{key}'].clone()
-                        for key in ('step', 'exp_avg', 'exp_avg_sq')
-                        if f'optimizer.{name}.{key}' in tensors
+                        key: tensors[f"optimizer.{name}.{key}"].clone()
+                        for key in ("step", "exp_avg", "exp_avg_sq")
+                        if f"optimizer.{name}.{key}" in tensors
                     }
                     if state:
-                        for key in ('exp_avg', 'exp_avg_sq'):
+                        for key in ("exp_avg", "exp_avg_sq"):
                             state[key] = state[key].to(self.device)
                         self.optimizer.state[parameter] = state
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"'{path}' does not fit this configuration ({error}); resume with the saved one"
             ) from error
-        numbers = read_json(folder / 'progress.json')
-        self.progress = Progress(int(numbers['step']), float(numbers['elapsed_s']))
+        numbers = read_json(folder / "progress.json")
+        self.progress = Progress(int(numbers["step"]), float(numbers["elapsed_s"]))
 
 
 class _StopRequest:
@@ -430,7 +440,7 @@ class _StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print('stopping after this step; once more to stop at once', flush=True)
+        print("stopping after this step; once more to stop at once", flush=True)
 
 
 def latest_checkpoint(run: str | pathlib.Path) -> pathlib.Path:
@@ -438,10 +448,10 @@ def latest_checkpoint(run: str | pathlib.Path) -> pathlib.Path:
     folder = pathlib.Path(run)
     if (folder / TRAIN_CONFIG).is_file():
         return folder
-    note = folder / 'last'
+    note = folder / "last"
     if not note.is_file():
         raise CheckpointError(f"'{folder}' holds no finished checkpoint ('last' is missing)")
-    return folder / 'checkpoints' / note.read_text().strip()
+    return folder / "checkpoints" / note.read_text().strip()
 
 
 def train(config: Config, resume: str | pathlib.Path | None = None) -> pathlib.Path:
@@ -452,25 +462,25 @@ def train(config: Config, resume: str | pathlib.Path | None = None) -> pathlib.P
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('--config', help='YAML file; every key has a default')
-    parser.add_argument('--resume', help='run folder (or checkpoint) to continue exactly')
-    parser.add_argument('overrides', nargs='*', help='section.name=value')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", help="YAML file; every key has a default")
+    parser.add_argument("--resume", help="run folder (or checkpoint) to continue exactly")
+    parser.add_argument("overrides", nargs="*", help="section.name=value")
     options = parser.parse_args(arguments)
     try:
         if options.resume:
             saved = read_json(latest_checkpoint(options.resume) / TRAIN_CONFIG)
-            from niaf_policy.config import apply_overrides
-
             config: Config = from_dict(Config, apply_overrides(saved, options.overrides))
         else:
             config = load_config(options.config, options.overrides)
         train(config, options.resume)
     except (ConfigError, CheckpointError, DatasetError, FloatingPointError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     sys.exit(main())
