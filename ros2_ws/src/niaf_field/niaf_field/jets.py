@@ -397,16 +397,18 @@ def field_jets(
 
     The instant of either end itself belongs to the horizon (derivatives are not zeroed there).
     """
-    elapsed_s = t_s - start_s
     two_over_T = 2.0 / horizon_s
-    if elapsed_s < 0.0 or elapsed_s > horizon_s:
-        tau = -1.0 if elapsed_s < 0.0 else 1.0
+    # Compared as a sum, so that t_s = start_s + horizon_s is inside after rounding too.
+    if t_s < start_s or t_s > start_s + horizon_s:
+        tau = -1.0 if t_s < start_s else 1.0
         siren_jets(weights, L, H, D, tau, two_over_T, 0, out, work)
         for n in range(1, order + 1):
             for d in range(D):
                 out[n, d] = 0.0
     else:
-        siren_jets(weights, L, H, D, elapsed_s * two_over_T - 1.0, two_over_T, order, out, work)
+        siren_jets(
+            weights, L, H, D, (t_s - start_s) * two_over_T - 1.0, two_over_T, order, out, work
+        )
 
 
 @strict_kernel

@@ -119,10 +119,10 @@ def spline_through(
 
     positions, velocities, accelerations: [K + 1, D] in unit, unit/s, unit/s^2 (accelerations only
     together with velocities). start_velocity, start_acceleration [D] replace the values at the
-    first knot, so that the spline leaves a moving arm without a step. ``end="rest"``: zero velocity and
-    acceleration at the last knot unless ``velocities``/``accelerations`` say otherwise;
-    ``end="natural"``: zero acceleration, free velocity (positions only), or free end acceleration
-    (with velocities).
+    first knot, so that the spline leaves a moving arm without a step. ``end="rest"``: zero
+    velocity and acceleration at the last knot unless ``velocities``/``accelerations`` say
+    otherwise; ``end="natural"``: zero acceleration, free velocity (positions only), or free end
+    acceleration (with velocities).
     """
     times = np.array(knots_s, dtype=np.float64)
     p = np.array(positions, dtype=np.float64)
