@@ -224,6 +224,11 @@ class ImpedanceController:
         return Mode(int(self._si[k.SI_MODE]))
 
     @property
+    def off(self) -> bool:
+        """No torque is commanded."""
+        return bool(self._si[k.SI_MODE] == Mode.OFF)
+
+    @property
     def fault(self) -> Fault:
         return Fault(int(self._si[k.SI_FAULT]))
 
@@ -245,6 +250,11 @@ class ImpedanceController:
     @property
     def last_tick_s(self) -> float:
         return float(self._st[k.ST_T])
+
+    @property
+    def last_period_s(self) -> float:
+        """Measured time between the last two ticks."""
+        return float(self._st[k.ST_DT])
 
     @property
     def ticks(self) -> int:
@@ -373,8 +383,11 @@ class ImpedanceController:
             self._si[k.SI_FAULT] = Fault.ESTOP_REQUESTED
             self._si[k.SI_FAULT_JOINT] = -1
 
-    def reset(self) -> None:
-        """Leave DAMP or ESTOP: hold the measured pose. ResetRefusedError unless at standstill."""
+    def reset(self, t_s: float | None = None) -> None:
+        """Leave DAMP or ESTOP: hold the measured pose. ResetRefusedError unless at standstill.
+
+        ``t_s`` is the time to go on from (after a clock jump), by default that of the last tick.
+        """
         mode = self.mode
         if mode == Mode.OFF:
             raise ResetRefusedError("the controller is OFF; activate it instead")
@@ -388,16 +401,27 @@ class ImpedanceController:
                 f"allowed below standstill_rad_s = {self.config.standstill_rad_s:g}; wait for rest"
             )
         self.activate(
-            float(self._st[k.ST_T]),
+            float(self._st[k.ST_T]) if t_s is None else t_s,
             self.telemetry.q.copy(),
             self.telemetry.dq.copy(),
             tau_start_nm=self._tau.copy(),
         )
 
     def note_state_age(self, age_s: float) -> bool:
-        """Watchdog: tell how old the newest state is. True when this latched STATE_STALE."""
-        if self.mode in (Mode.OFF, Mode.DAMP, Mode.ESTOP) or age_s <= self.config.state_timeout_s:
+        """Watchdog: tell how old the newest state is. True when this latched STATE_STALE.
+
+        Then ``telemetry.tau`` is the one torque still worth sending: gravity at the last pose (no
+        velocity is known), within the rate limit. Send it once and fall silent, so that the
+        drives' own watchdog takes over.
+        """
+        if self.mode in (Mode.OFF, Mode.DAMP, Mode.ESTOP):
             return False
+        if not age_s > self.config.state_timeout_s:
+            return False
+        gravity = self._cf[k.CF_DAMP_GRAVITY] * self.arm.gravity_torque(self.telemetry.q)
+        step = self._jp[k.JP_TORQUE_RATE] * min(age_s, self.config.state_timeout_s)
+        limit = self._jp[k.JP_TORQUE]
+        self._tau[:] = np.clip(np.clip(gravity, self._tau - step, self._tau + step), -limit, limit)
         self._si[k.SI_MODE] = Mode.DAMP
         self._si[k.SI_FAULT] = Fault.STATE_STALE
         self._si[k.SI_FAULT_JOINT] = -1
@@ -405,6 +429,20 @@ class ImpedanceController:
 
     def set_gains(self, kp: Sequence[float] | FloatArray, kd: Sequence[float] | FloatArray) -> None:
         """New stiffness [n] and damping [n]: checked against the arm's ranges, then ramped."""
+        self._check_ranges(kp, kd)
+        jp = self._jp
+        for target, current, ramp, values in (
+            (k.JP_KP_TARGET, k.JP_KP, k.JP_KP_RATE, kp),
+            (k.JP_KD_TARGET, k.JP_KD, k.JP_KD_RATE, kd),
+        ):
+            jp[target] = values
+            jp[ramp] = np.abs(jp[target] - jp[current]) / self.config.gain_ramp_s
+            if self.mode == Mode.OFF:
+                jp[current] = jp[target]
+
+    def _check_ranges(
+        self, kp: Sequence[float] | FloatArray, kd: Sequence[float] | FloatArray
+    ) -> None:
         for name, values in (("kp", kp), ("kd", kd)):
             if len(values) != self.n:
                 raise ControllerConfigError(f"{name} needs {self.n} values, got {len(values)}")
@@ -415,15 +453,29 @@ class ImpedanceController:
                         f"gains.{joint.name}.{name} = {value:g} is outside "
                         f"[{allowed.minimum:g}, {allowed.maximum:g}]; choose a value inside"
                     )
-        jp = self._jp
-        for target, current, ramp, values in (
-            (k.JP_KP_TARGET, k.JP_KP, k.JP_KP_RATE, kp),
-            (k.JP_KD_TARGET, k.JP_KD, k.JP_KD_RATE, kd),
-        ):
-            jp[target] = values
-            jp[ramp] = np.abs(jp[target] - jp[current]) / self.config.gain_ramp_s
-            if self.mode == Mode.OFF:
-                jp[current] = jp[target]
+
+    def check_gains(
+        self, kp: Sequence[float] | FloatArray, kd: Sequence[float] | FloatArray, period_s: float
+    ) -> str:
+        """Why these gains cannot be used at this tick period; empty when they can.
+
+        Besides the ranges: damping acts one period late, which is unstable near kd dt / M = 1; half
+        of that is allowed, M being the joint's inertia with rotor at the home pose.
+        """
+        try:
+            self._check_ranges(kp, kd)
+        except ControllerConfigError as error:
+            return str(error)
+        inertia = np.diag(self.arm.mass_matrix(self.arm.config.home_rad))
+        for joint, value, mass in zip(self.arm.config.joints, kd, inertia, strict=True):
+            bound = 0.5 * mass / period_s
+            if value > bound:
+                return (
+                    f"gains.{joint.name}.kd = {value:g} Nm s/rad would be unstable at "
+                    f"{1.0 / period_s:g} Hz (inertia {mass:.3f} kg m2): at most {bound:.3g}; lower "
+                    "it or raise the rate"
+                )
+        return ""
 
     # -- the tick ---------------------------------------------------------------------------------
     def tick(self, t_s: float, q: FloatArray, dq: FloatArray) -> FloatArray:

@@ -1,0 +1,102 @@
+"""Timing contract of the loop: histograms that cost nothing per tick, percentiles on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: resolution and range of the histograms; later values land in the last bin, the maximum is exact
+BIN_S = 1e-6
+BINS = 20_000
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Seconds. ``count`` values; all zero when there were none."""
+
+    count: int
+    p50_s: float
+    p99_s: float
+    p999_s: float
+    max_s: float
+
+
+class Histogram:
+    """Counts of durations with 1 us resolution up to 20 ms."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(BINS, dtype=np.int64)
+        self._count = 0
+        self._max_s = 0.0
+
+    def add(self, value_s: float) -> None:
+        """Count one duration; negative ones count as zero."""
+        index = int(value_s / BIN_S)
+        self._counts[0 if index < 0 else (index if index < BINS else BINS - 1)] += 1
+        self._count += 1
+        if value_s > self._max_s:
+            self._max_s = value_s
+
+    def clear(self) -> None:
+        self._counts[:] = 0
+        self._count, self._max_s = 0, 0.0
+
+    def percentiles(self) -> Percentiles:
+        if self._count == 0:
+            return Percentiles(0, 0.0, 0.0, 0.0, 0.0)
+        cumulated = np.cumsum(self._counts)
+        ranks = np.ceil(np.array([0.5, 0.99, 0.999]) * self._count)
+        p50, p99, p999 = (np.searchsorted(cumulated, ranks) + 0.5) * BIN_S
+        limit = self._max_s
+        return Percentiles(
+            self._count, min(float(p50), limit), min(float(p99), limit), min(float(p999), limit),
+            limit,
+        )
+
+
+class LoopTiming:
+    """What the loop measured since activation.
+
+    ``interval``: how much later than one period after the previous tick a tick began; ``age``: age
+    of the state when its tick began; ``execution``: from the state's arrival to the command's
+    departure. ``missed``: periods without a tick, counted by the stamps of the states.
+    """
+
+    def __init__(self, period_s: float) -> None:
+        self.period_s = period_s
+        self.interval, self.age, self.execution = Histogram(), Histogram(), Histogram()
+        self.ticks = 0
+        self.missed = 0
+        self.window_ticks = 0
+        self.window_age_s = 0.0
+        self.last_execution_s = 0.0
+        self._began_s = 0.0
+        self._stamp_s = 0.0
+
+    def clear(self) -> None:
+        """Start a new activation."""
+        self.interval.clear()
+        self.age.clear()
+        self.execution.clear()
+        self.ticks = self.missed = self.window_ticks = 0
+        self.window_age_s = self.last_execution_s = 0.0
+
+    def begin(self, began_s: float, stamp_s: float, age_s: float) -> None:
+        """A tick begins: ``began_s`` on a monotonic clock, its state was stamped ``stamp_s``."""
+        if self.ticks > 0:
+            self.interval.add(began_s - self._began_s - self.period_s)
+            gap = int((stamp_s - self._stamp_s) / self.period_s + 0.5) - 1
+            if gap > 0:
+                self.missed += gap
+        self.age.add(age_s)
+        if age_s > self.window_age_s:
+            self.window_age_s = age_s
+        self._began_s, self._stamp_s = began_s, stamp_s
+        self.ticks += 1
+        self.window_ticks += 1
+
+    def end(self, ended_s: float) -> None:
+        """The command of this tick has left."""
+        self.last_execution_s = ended_s - self._began_s
+        self.execution.add(self.last_execution_s)

@@ -1,0 +1,31 @@
+"""Compile (or load from the cache) everything the loop calls, before the loop runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from niaf_field import ActionField, fold_prior, hold_reference, warm_up_kernels
+from niaf_impedance.arm_model import ArmModel
+from niaf_impedance.controller import ControllerConfig, ImpedanceController
+from niaf_impedance.robot_config import default_robot_config_path
+
+
+def warm_up(controller: ImpedanceController | None = None) -> None:
+    """Run tick and admission once, with a twin of ``controller`` or with the shipped arm."""
+    warm_up_kernels()
+    if controller is None:
+        arm = ArmModel.from_yaml(default_robot_config_path())
+        config, prior = ControllerConfig(), None
+    else:
+        arm, config, prior = controller.arm, controller.config, controller.prior
+    twin = ImpedanceController(config, arm, prior)
+    home = arm.config.home_rad
+    zero = np.zeros(arm.n)
+    twin.activate(0.0, home, zero)
+    twin.tick(0.0, home, zero)
+    twin.offer(0.0, hold_reference(home, 0.0, 1.0, sequence=1))
+    if prior is not None:
+        anchor = np.zeros(prior.D)
+        field = ActionField(fold_prior(prior, anchor), 0.001, 1.0, 2, 0.001, prior.prior_id)
+        twin.offer(0.001, field)
+    twin.tick(0.001, home, zero)
