@@ -141,8 +141,8 @@ def run_demo(environment, tmp_path, *words, timeout_s=2):
             return subprocess.run(
                 [
                     sys.executable, "-m", "niaf_sim.demo", "--attach", "--episodes", "2",
-                    "--timeout", str(timeout_s), "--out", str(tmp_path / "out"), "--require-success-rate",
-                    "0.5",
+                    "--timeout", str(timeout_s), "--out", str(tmp_path / "out"),
+                    "--require-success-rate", "0.5",
                 ],
                 env=environment, capture_output=True, text=True, timeout=150,
             )
