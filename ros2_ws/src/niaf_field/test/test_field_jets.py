@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -210,3 +212,23 @@ def test_time_scaling_at_unit_rate_is_the_identity_and_works_in_place(make_field
     time_scale_jets(stopped, 0.0, 0.0, 0.0, stopped)
     np.testing.assert_array_equal(stopped[0], jets[0])
     assert not stopped[1:].any()
+
+
+def test_kernel_beats_plain_numpy_by_far(make_folded):
+    """A ratio, not a time: losing vectorisation or specialisation shows up on any machine."""
+    folded = make_folded(L=3, H=64)
+    out, work = np.empty((3, folded.D)), np.empty(siren_work_size(folded.H))
+
+    def fastest_s(call):
+        times = []
+        for _ in range(200):
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    kernel_s = fastest_s(
+        lambda: siren_jets(folded.weights, 3, 64, folded.D, 0.1, 2.0, 2, out, work)
+    )
+    numpy_s = fastest_s(lambda: siren_batch(folded, [0.1], 2.0, 2))
+    assert numpy_s > 3.0 * kernel_s
