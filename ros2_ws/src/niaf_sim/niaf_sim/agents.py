@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,8 +25,11 @@ class Policy(Protocol):
 
     prior: Prior
 
-    def infer(self, observation: Observation) -> tuple[np.ndarray, np.ndarray]:
-        """Modulation (gamma, beta), float32 vectors in the prior's layout."""
+    def infer(self, observation: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Modulation (gamma, beta), float32 vectors in the prior's layout.
+
+        observation: images {camera: uint8[h, w, 3]}, state float64[15], instruction, stamp_s.
+        """
 
     def reset(self) -> None:
         """Forget the last episode."""
@@ -81,7 +85,7 @@ class PolicyAgent:
         self.policy.reset()
 
     def act(self, env: LockstepEnv, observation: Observation) -> ActionField:
-        gamma, beta = self.policy.infer(observation)
+        gamma, beta = self.policy.infer(vars(observation))
         prior = self.policy.prior
         return ActionField(
             folded=fold(prior, gamma, beta, anchor_of(prior, observation.state)),
