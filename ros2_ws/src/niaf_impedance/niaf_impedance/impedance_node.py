@@ -1,8 +1,8 @@
 """Lifecycle node around the impedance controller: wiring only.
 
 The tick runs in the callback of ``joint_states``: over a topic an event-driven tick has the
-freshest state. Everything runs in one thread, so that nothing needs a lock; work that is not a tick (a new
-field, diagnostics) is kept far shorter than a period.
+freshest state. Everything runs in one thread, so that nothing needs a lock; work that is not a tick
+(a new field, diagnostics) is kept far shorter than a period.
 """
 
 from __future__ import annotations
