@@ -1,0 +1,13 @@
+"""Includes impedance.launch.yaml, for those who expect a Python launch file."""
+
+from pathlib import Path
+
+from launch import LaunchDescription
+from launch.actions import IncludeLaunchDescription
+from launch_yaml.launch_description_source import YAMLLaunchDescriptionSource
+
+
+def generate_launch_description() -> LaunchDescription:
+    """The nodes and arguments of the YAML file of the same name."""
+    path = Path(__file__).with_name("impedance.launch.yaml")
+    return LaunchDescription([IncludeLaunchDescription(YAMLLaunchDescriptionSource(str(path)))])
