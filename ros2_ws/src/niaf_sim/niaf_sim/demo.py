@@ -9,6 +9,7 @@ and recording.mcap. The exit code says whether the graph worked, not whether the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -32,6 +33,8 @@ from niaf_sim.tasks import INSTRUCTIONS, UnknownInstructionError, parse_instruct
 DEMO_SEED = 2_000_000
 #: seconds that the video goes on after a success
 EPILOGUE_S = 0.8
+#: a controller that reported nothing for this long has switched its torque off
+QUIET_S = 0.15
 #: a stream silent for this long counts as dead
 SILENCE_S = 3.0
 
@@ -130,6 +133,7 @@ class Demo:
     def __init__(self, config: DemoConfig, alive: Callable[[], str]) -> None:
         """``alive`` returns empty, or why the run must end."""
         import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
         from lifecycle_msgs.srv import ChangeState, GetState
         from rclpy.action import ActionClient
         from rclpy.experimental import EventsExecutor
@@ -152,6 +156,7 @@ class Demo:
         node.create_subscription(TaskState, "sim/task_state", self._on_task, 10)
         node.create_subscription(ImpedanceState, "impedance/state", self._on_state, state)
         node.create_subscription(AdmissionReport, "impedance/admission", self._on_admission, state)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         node.create_subscription(Image, "overview/image_raw", self._on_image, newest)
         self._reset_client = node.create_client(ResetScene, "sim/reset_scene")
         self._get_state = {
@@ -204,6 +209,17 @@ class Demo:
         episode.field_age_s.append(float(message.age_s))
         if message.verdict == message.REFUSED:
             say(f"      field {message.sequence} refused: {message.reason_text}")
+
+    def _on_diagnostics(self, message: Any) -> None:
+        if self._episode is None:
+            return
+        for status in message.status:
+            if status.name == "impedance: loop":
+                figures = {}
+                for item in status.values:
+                    with contextlib.suppress(ValueError):
+                        figures[item.key] = float(item.value)
+                self._episode.loop = figures
 
     def _on_image(self, message: Any) -> None:
         self.image = message
@@ -341,6 +357,15 @@ class Demo:
                 f"the impedance node refused to become {wanted} (it is {now}); its log says why"
             )
 
+    def _wait_for_silence(self) -> None:
+        """A deactivated controller ramps its torque down before it falls silent."""
+
+        def silent() -> bool:
+            return time.monotonic() - self.heard_s.get("impedance/state", 0.0) > QUIET_S
+
+        if not self.wait_for(silent, 8.0):
+            raise DemoError("the impedance node is inactive but still reports states after 8 s")
+
     def prepare(self, episode: Episode) -> None:
         """Controller off, new scene, controller on: it starts from the pose it finds."""
         from lifecycle_msgs.msg import Transition
@@ -349,6 +374,7 @@ class Demo:
 
         if self._lifecycle_state("impedance") == "active":
             self._transition(Transition.TRANSITION_DEACTIVATE, "inactive")
+            self._wait_for_silence()
         request = ResetScene.Request(
             seed=episode.seed, instruction=episode.instruction, start="home"
         )

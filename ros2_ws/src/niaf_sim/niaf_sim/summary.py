@@ -97,6 +97,8 @@ class Episode:
     simulated_s: float = 0.0
     wall_s: float = 0.0
     overruns: int = 0
+    #: last "loop" diagnostics of the controller: figures over every tick since activation
+    loop: dict[str, float] = field(default_factory=dict)
     trace: ControlTrace = field(default_factory=ControlTrace)
 
     @property
@@ -154,6 +156,24 @@ def _largest(values: Sequence[float]) -> float:
     return float(max(kept)) if kept else float("nan")
 
 
+def _every_tick_us(episodes: Sequence[Episode], name: str) -> dict[str, float]:
+    """p50, p99, max over every tick, from the histograms in the diagnostics of each episode.
+
+    p50 is the mean of the episodes' weighted by ticks, p99 the worst episode's. Empty without
+    diagnostics.
+    """
+    wanted = {f"{name}.{figure}" for figure in ("p50", "p99", "max")}
+    rows = [episode.loop for episode in episodes if wanted <= set(episode.loop)]
+    if not rows:
+        return {}
+    weights = [max(row.get("ticks", 1.0), 1.0) for row in rows]
+    return {
+        "p50": float(np.average([row[f"{name}.p50"] for row in rows], weights=weights)),
+        "p99": max(row[f"{name}.p99"] for row in rows),
+        "max": max(row[f"{name}.max"] for row in rows),
+    }
+
+
 def _control_rate_hz(episodes: Sequence[Episode]) -> float:
     ticks = seconds = 0.0
     for episode in episodes:
@@ -206,7 +226,10 @@ def build_summary(episodes: Sequence[Episode], checkpoint: str, seed: int) -> di
         "policy_rate_hz": _mean([episode.policy_rate_hz for episode in episodes]),
         "policy_latency_ms": percentiles(latency, 1e3, "p50 p95"),
         "control_rate_hz": _control_rate_hz(episodes),
-        "tick_lateness_us": percentiles(lateness, 1e6, "p50 p99 max"),
+        "tick_lateness_us": (
+            _every_tick_us(episodes, "tick_lateness_us")
+            or percentiles(lateness, 1e6, "p50 p99 max")
+        ),
         "missed_ticks": sum(trace.missed_ticks[-1] for trace in traces if len(trace)),
         "real_time_factor": _mean([episode.real_time_factor for episode in episodes]),
         "peak_torque_ratio": _largest([v for t in traces for v in t.peak_torque_ratio]),
@@ -223,8 +246,13 @@ def build_summary(episodes: Sequence[Episode], checkpoint: str, seed: int) -> di
         # extras
         "successes": successes,
         "success_interval_95": list(wilson_interval(successes, len(episodes))),
-        "tick_execution_us": percentiles(execution, 1e6, "p50 p99 max"),
-        "lateness_samples": len(lateness),
+        "tick_execution_us": (
+            _every_tick_us(episodes, "execution_us") or percentiles(execution, 1e6, "p50 p99 max")
+        ),
+        "state_age_us": _every_tick_us(episodes, "state_age_us"),
+        "lateness_source": (
+            "diagnostics, every tick" if any(e.loop for e in episodes) else "controller states"
+        ),
         "peak_torque_rate_ratio": _largest([v for t in traces for v in t.peak_torque_rate_ratio]),
         "field_age_ms": percentiles(
             [value for episode in episodes for value in episode.field_age_s], 1e3, "p50 p95"

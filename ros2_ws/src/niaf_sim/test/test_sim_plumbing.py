@@ -1,18 +1,19 @@
-"""Parts under the sim node: message codecs, shared snapshot, graphics choice, polled subscription."""
+"""Parts under the sim node: codecs, shared snapshot, graphics choice, polled subscription."""
 
 import os
 import time
 
 import numpy as np
 import pytest
+from rclpy.serialization import deserialize_message, serialize_message
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray, MultiArrayDimension
+
 from niaf_sim import graphics
 from niaf_sim.camera_process import CameraOutput, CameraProcessConfig
 from niaf_sim.graphics import GraphicsError, choose_gl_backend
 from niaf_sim.shared_snapshot import SharedSnapshot
 from niaf_sim.wire import CommandDecoder, JointStateEncoder, command_problem
-from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray, MultiArrayDimension
 
 NAMES = tuple(f"panda_joint{k}" for k in range(1, 8)) + ("panda_finger_joint1",)
 
@@ -132,8 +133,9 @@ def test_without_any_graphics_the_packages_are_named(monkeypatch):
 
 def test_polled_subscription_delivers_without_an_executor():
     import rclpy
-    from niaf_sim.polled_subscription import PolledSubscription
     from rclpy.node import Node
+
+    from niaf_sim.polled_subscription import PolledSubscription
 
     context = rclpy.Context()
     domain_coordinator = pytest.importorskip("domain_coordinator")
