@@ -35,6 +35,9 @@ FEEDFORWARD = {"gravity": k.FF_GRAVITY, "nonlinear": k.FF_NONLINEAR, "full": k.F
 #: peak of |d rate / dt| of the braking profile times its duration (quintic smoothstep)
 _BRAKE_PEAK = 1.875
 
+#: largest phase lag of the damping at its crossover
+_LAG_LIMIT_RAD = 1.1
+
 
 class ControllerConfigError(ValueError):
     """A setting that the controller cannot run with; names setting, value and remedy."""
@@ -214,6 +217,7 @@ class ImpedanceController:
             tau_friction=self._tel[k.TEL_FRICTION, :n],
             **rows,
         )
+        self._inverse_inertias = [np.linalg.inv(arm.mass_matrix(q)) for q in _poses(arm)]
         self.refused_count = 0
         self.accepted_count = 0
         self._bind()
@@ -459,23 +463,39 @@ class ImpedanceController:
     ) -> str:
         """Why these gains cannot be used at this tick period; empty when they can.
 
-        Besides the ranges: damping acts one period late, which is unstable near kd dt / M = 1; half
-        of that is allowed, M being the joint's inertia with rotor at the home pose.
+        Besides the ranges: damping acts one period and the drives' delay late. The fastest rate at
+        which it takes speed out of the arm, the largest eigenvalue of M^-1 Kd (joints are coupled:
+        folded, an arm has directions with hardly more inertia than the rotors), times that delay
+        is the phase lag at crossover; beyond about 1.1 rad the arm starts to shake.
         """
         try:
             self._check_ranges(kp, kd)
         except ControllerConfigError as error:
             return str(error)
-        inertia = np.diag(self.arm.mass_matrix(self.arm.config.home_rad))
-        for joint, value, mass in zip(self.arm.config.joints, kd, inertia, strict=True):
-            bound = 0.5 * mass / period_s
-            if value > bound:
-                return (
-                    f"gains.{joint.name}.kd = {value:g} Nm s/rad would be unstable at "
-                    f"{1.0 / period_s:g} Hz (inertia {mass:.3f} kg m2): at most {bound:.3g}; lower "
-                    "it or raise the rate"
-                )
-        return ""
+        damping = np.asarray(kd, dtype=np.float64)
+        root = np.sqrt(damping)
+        worst, pose = 0.0, 0
+        for index, inverse in enumerate(self._inverse_inertias):
+            # eigenvalues of M^-1 Kd are those of Kd^1/2 M^-1 Kd^1/2
+            rate = float(np.linalg.eigvalsh(root[:, None] * inverse * root)[-1])
+            if rate > worst:
+                worst, pose = rate, index
+        delay = period_s + self.arm.config.feedback_delay_s
+        if worst * delay <= _LAG_LIMIT_RAD:
+            return ""
+        excess = 100.0 * (1.0 - _LAG_LIMIT_RAD / (worst * delay))
+        share = np.sum(damping * np.diag(self._inverse_inertias[pose])) or 1.0
+        names = ", ".join(
+            f"{name} {value:g}" for name, value, inverse in zip(
+                self.arm.joint_names, damping, np.diag(self._inverse_inertias[pose]), strict=True
+            ) if value * inverse > share / self.n
+        )
+        return (
+            f"damping too high for the delay: it would act at {worst:.0f} rad/s with "
+            f"{delay * 1e3:.1f} ms delay ({worst * delay:.2f} rad of lag, at most "
+            f"{_LAG_LIMIT_RAD:g}); lower kd by {excess:.0f} % "
+            f"(mostly {names}) or raise control_rate_hz"
+        )
 
     # -- the tick ---------------------------------------------------------------------------------
     def tick(self, t_s: float, q: FloatArray, dq: FloatArray) -> FloatArray:
@@ -820,3 +840,11 @@ class ImpedanceController:
         si[k.SI_SEAM] = 1
         si[k.SI_MODE] = Mode.TRACK
         self._bind()
+
+
+def _poses(arm: ArmModel, count: int = 40) -> list[FloatArray]:
+    """The home pose and poses spread around it, within the limits (seeded)."""
+    rng = np.random.default_rng(0)
+    home, limits = arm.config.home_rad, arm.limits
+    spread = home + rng.normal(scale=0.4, size=(count, arm.n))
+    return [home, *np.clip(spread, limits.position_min_rad, limits.position_max_rad)]

@@ -80,12 +80,13 @@ class PayloadConfig:
 
 @dataclass(frozen=True)
 class RobotConfig:
-    """One arm. ``urdf`` is the resolved path."""
+    """One arm. ``urdf`` is the resolved path; ``feedback_delay_s`` the delay inside the drives."""
 
     robot: str
     urdf: Path
     base_frame: str
     gravity_m_s2: tuple[float, float, float]
+    feedback_delay_s: float
     joints: tuple[JointConfig, ...]
     gripper: GripperConfig | None
     payload: PayloadConfig
@@ -306,6 +307,7 @@ def load_robot_config(path: str | Path) -> RobotConfig:
         urdf=resolve_urdf(reader.text("urdf"), file.resolve().parent),
         base_frame=reader.text("base_frame"),
         gravity_m_s2=reader.vector("gravity_m_s2"),
+        feedback_delay_s=reader.number("feedback_delay_s", 0.0, 0.1),
         joints=joints,
         gripper=gripper,
         payload=payload,

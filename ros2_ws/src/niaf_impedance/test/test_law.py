@@ -137,12 +137,22 @@ def test_gain_change_is_ramped(holding, arm):
 
 def test_gain_outside_its_range_is_refused_by_name(controller):
     kp = controller.kp.copy()
-    kp[4] = 601.0
-    with pytest.raises(ControllerConfigError, match=r"gains.panda_joint5.kp = 601.*\[0, 600\]"):
+    kp[4] = 401.0
+    with pytest.raises(ControllerConfigError, match=r"gains.panda_joint5.kp = 401.*\[0, 400\]"):
         controller.set_gains(kp, controller.kd)
     kp[4] = np.nan
     with pytest.raises(ControllerConfigError, match="panda_joint5"):
         controller.set_gains(kp, controller.kd)
+
+
+def test_damping_that_the_delay_would_turn_unstable_is_refused(controller):
+    kp, kd = controller.kp.copy(), controller.kd.copy()
+    assert controller.check_gains(kp, kd, 0.001) == ""
+    stiff = np.array([40.0, 40.0, 30.0, 30.0, 10.0, 10.0, 7.0])  # shook in simulation
+    problem = controller.check_gains(kp, stiff, 0.001)
+    assert "damping too high for the delay" in problem
+    assert "panda_joint1 40" in problem
+    assert "control_rate_hz" in controller.check_gains(kp, kd, 0.01)
 
 
 def test_gripper_ignores_wobble_and_keeps_its_speed(holding, arm):

@@ -40,7 +40,7 @@ def test_panda_has_seven_joints_and_its_gripper(arm):
         (("joints", 0, "velocity_limit_rad_s"), -1.0, ["panda_joint1", "-1", "> 0"]),
         (("joints", 0, "torque_limit_nm"), "strong", ["torque_limit_nm", "'strong'", "number"]),
         (("joints", 0, "torque_limit_nm"), True, ["torque_limit_nm", "True", "number"]),
-        (("joints", 4, "kp", "default"), 9999.0, ["panda_joint5", "kp.default", "9999", "600"]),
+        (("joints", 4, "kp", "default"), 9999.0, ["panda_joint5", "kp.default", "9999", "400"]),
         (("joints", 4, "kd", "min"), -3.0, ["kd.min", "-3", ">= 0"]),
         (("joints", 1, "name"), "panda_joint1", ["panda_joint1", "twice"]),
         (("joints", 1, "speed"), 1.0, ["panda_joint2", "speed", "unknown key"]),
