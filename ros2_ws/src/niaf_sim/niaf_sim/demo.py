@@ -35,6 +35,8 @@ DEMO_SEED = 2_000_000
 EPILOGUE_S = 0.8
 #: a controller that reported nothing for this long has switched its torque off
 QUIET_S = 0.15
+#: refused fields that are printed per episode; the rest is only counted
+REFUSALS_SHOWN = 3
 #: a stream silent for this long counts as dead
 SILENCE_S = 3.0
 
@@ -207,7 +209,7 @@ class Demo:
         episode.refused_fields += int(message.verdict == message.REFUSED)
         episode.slowed_fields += int(message.verdict == message.SLOWED)
         episode.field_age_s.append(float(message.age_s))
-        if message.verdict == message.REFUSED:
+        if message.verdict == message.REFUSED and episode.refused_fields <= REFUSALS_SHOWN:
             say(f"      field {message.sequence} refused: {message.reason_text}")
 
     def _on_diagnostics(self, message: Any) -> None:
@@ -343,6 +345,12 @@ class Demo:
                     f"graph not ready after {self.config.start_timeout_s:.0f} s: {missing}"
                 )
             self.spin(0.2)
+
+    def wait_for_recorder(self) -> None:
+        """The recorder is a second reader of what this node reads; nothing happens before it is."""
+        if not self.wait_for(lambda: self.node.count_subscribers("impedance/state") > 1, 30.0):
+            raise DemoError("the recorder does not subscribe to impedance/state within 30 s")
+        self.spin(0.7)  # one more look at the graph, so that it has the other topics too
 
     # -- one episode -------------------------------------------------------------------------
     def _transition(self, identifier: int, wanted: str) -> None:
@@ -585,7 +593,7 @@ def _run(config: DemoConfig, stopped: Callable[[], str]) -> int:
         if graph is not None:
             graph.watch()
         recorder = _start_recorder(config, out / "recording.mcap", out / "recorder.log")
-        demo.spin(1.5)  # its subscriptions are there before the first episode begins
+        demo.wait_for_recorder()
         plan = schedule(config.episodes, config.seed, config.instructions)
         for number, (instruction, seed) in enumerate(plan, 1):
             episode = Episode(number=number, instruction=instruction, seed=seed)
@@ -603,9 +611,9 @@ def _run(config: DemoConfig, stopped: Callable[[], str]) -> int:
             say(
                 f"      {'SUCCESS' if episode.success else 'failed: ' + episode.outcome} after "
                 f"{episode.duration_s:.1f} s; {episode.fields} fields at "
-                f"{episode.policy_rate_hz:.1f} Hz, tracking rms "
+                f"{episode.policy_rate_hz:.1f} Hz ({episode.refused_fields} refused), tracking rms "
                 f"{episode.tracking_rms_rad() * 1e3:.1f} mrad, real-time factor "
-                f"{episode.real_time_factor:.3f}"
+                f"{episode.real_time_factor:.3f}".replace("nan", "-")
             )
     except (DemoError, GraphError, GraphicsError) as error:
         failure = str(error)

@@ -50,8 +50,8 @@ def node_name(pid: int) -> str:
     return scripts[1] if len(scripts) > 1 and scripts[0].startswith("python") else scripts[0]
 
 
-def descendants(pid: int) -> list[WatchedProcess]:
-    """Live children of ``pid``, their children and so on."""
+def descendants(pid: int, direct: bool = False) -> list[WatchedProcess]:
+    """Live children of ``pid``, and unless ``direct`` their children and so on."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -64,7 +64,8 @@ def descendants(pid: int) -> list[WatchedProcess]:
     queue = [pid]
     while queue:
         for child in children.get(queue.pop(0), []):
-            queue.append(child)
+            if not direct:
+                queue.append(child)
             started = process_start(child)
             if started >= 0:
                 found.append(WatchedProcess(child, started, node_name(child)))
@@ -113,9 +114,7 @@ class GraphProcess:
 
     def watch(self) -> list[str]:
         """Remember the nodes that run now as those that must keep running; returns their names."""
-        self._watched = [
-            process for process in descendants(self._process.pid) if process.name != "sh"
-        ]
+        self._watched = descendants(self._process.pid, direct=True)
         return [process.name for process in self._watched]
 
     def problem(self) -> str:

@@ -227,7 +227,7 @@ def build_summary(episodes: Sequence[Episode], checkpoint: str, seed: int) -> di
         "policy_latency_ms": percentiles(latency, 1e3, "p50 p95"),
         "control_rate_hz": _control_rate_hz(episodes),
         "tick_lateness_us": (
-            _every_tick_us(episodes, "tick_lateness_us")
+            _every_tick_us(episodes, "state_age_us")
             or percentiles(lateness, 1e6, "p50 p99 max")
         ),
         "missed_ticks": sum(trace.missed_ticks[-1] for trace in traces if len(trace)),
@@ -249,10 +249,9 @@ def build_summary(episodes: Sequence[Episode], checkpoint: str, seed: int) -> di
         "tick_execution_us": (
             _every_tick_us(episodes, "execution_us") or percentiles(execution, 1e6, "p50 p99 max")
         ),
-        "state_age_us": _every_tick_us(episodes, "state_age_us"),
-        "lateness_source": (
-            "diagnostics, every tick" if any(e.loop for e in episodes) else "controller states"
-        ),
+        "tick_interval_lateness_us": _every_tick_us(episodes, "tick_lateness_us"),
+        "tick_lateness_is": "begin of the tick after the stamp of its joint state, over "
+        + ("every tick" if any(e.loop for e in episodes) else "the published controller states"),
         "peak_torque_rate_ratio": _largest([v for t in traces for v in t.peak_torque_rate_ratio]),
         "field_age_ms": percentiles(
             [value for episode in episodes for value in episode.field_age_s], 1e3, "p50 p95"

@@ -85,12 +85,12 @@ def test_figures_over_every_tick_are_preferred_to_samples():
     runs = [episode(1), episode(2)]
     for run, p50, ticks in zip(runs, (10.0, 40.0), (1000.0, 2000.0), strict=True):
         run.loop = {
-            "ticks": ticks, "tick_lateness_us.p50": p50, "tick_lateness_us.p99": 10 * p50,
-            "tick_lateness_us.max": 100 * p50,
+            "ticks": ticks, "state_age_us.p50": p50, "state_age_us.p99": 10 * p50,
+            "state_age_us.max": 100 * p50,
         }
     summary = build_summary(runs, "c", 0)
     assert summary["tick_lateness_us"] == {"p50": 30.0, "p99": 400.0, "max": 4000.0}
-    assert summary["lateness_source"] == "diagnostics, every tick"
+    assert summary["tick_lateness_is"].endswith("over every tick")
 
 
 def test_only_tracking_samples_count_for_the_tracking_error():
