@@ -103,7 +103,7 @@ def prior_file(text: str) -> Path:
 
 
 class ImpedanceNode(LifecycleNode):
-    """Topics, services, parameters and timers of the controller; see the README of this package."""
+    """Topics, services, parameters and timers of the controller."""
 
     def __init__(self, scheduling: str = "") -> None:
         super().__init__("impedance")

@@ -15,7 +15,7 @@ FINE_S = 2e-5
 
 
 @example(gaps=[0.02, 1.3, 1.3], kinds=["field", "field", "field_late"] + ["field"] * 5, seed=0)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     gaps=st.lists(st.sampled_from([0.005, 0.02, 0.05, 0.09, 0.11, 0.3, 0.7, 1.3]), min_size=2,
                   max_size=8),

@@ -83,7 +83,7 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_torque_and_rate_limits_hold_whatever_comes_in(arm, prior, data):
     controller = ImpedanceController(ControllerConfig(), arm, prior)
