@@ -4,10 +4,10 @@ from pathlib import Path
 
 from launch import LaunchDescription
 from launch.actions import IncludeLaunchDescription
-from launch_yaml.launch_description_source import YAMLLaunchDescriptionSource
+from launch.launch_description_sources import AnyLaunchDescriptionSource
 
 
 def generate_launch_description() -> LaunchDescription:
     """The nodes and arguments of the YAML file of the same name."""
     path = Path(__file__).with_name("sim.launch.yaml")
-    return LaunchDescription([IncludeLaunchDescription(YAMLLaunchDescriptionSource(str(path)))])
+    return LaunchDescription([IncludeLaunchDescription(AnyLaunchDescriptionSource(str(path)))])

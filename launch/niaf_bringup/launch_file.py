@@ -71,9 +71,8 @@ class NodePlan:
 
     def command(self, write_parameters: Callable[[InlineParameter], Path]) -> list[str]:
         """Command line in upstream's order; ``write_parameters`` puts inline ones into a file."""
-        words = [self.program, *self.arguments, "--ros-args", "-r", f"__node:={self.name}"]
-        if self.namespace:
-            words += ["-r", f"__ns:={self.namespace}"]
+        words = [self.program, *self.arguments, "--ros-args"]
+        words += ["-r", f"__node:={self.name}", "-r", f"__ns:={self.namespace or '/'}"]
         for parameter in self.parameters:
             path = parameter if isinstance(parameter, Path) else write_parameters(parameter)
             words += ["--params-file", str(path)]
