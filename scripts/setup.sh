@@ -40,10 +40,15 @@ choose_python() {
         echo /usr/bin/python3
         return
     fi
-    for candidate in python3.11 python3.12 python3.13 python3; do
+    # an environment that is there keeps its Python
+    for candidate in "$venv_python" python3.11 python3.12 python3.13 python3; do
         version=$(python_version "$candidate") || continue
         seen="$seen $candidate=$version"
-        if supported "$version"; then command -v "$candidate"; return; fi
+        if supported "$version"; then
+            [ "$candidate" != "$venv_python" ] || candidate=$(readlink -f "$venv_python")
+            command -v "$candidate"
+            return
+        fi
     done
     die "no Python 3.11, 3.12 or 3.13 found (found:${seen:- none})" \
         "Debian 12: sudo apt install python3 python3-venv python3-dev; Ubuntu 24.04: the same." \
@@ -56,7 +61,8 @@ requirement_files=(requirements.txt requirements-dev.txt)
 [ "$NIAF_SYSTEM_ROS" = 1 ] || requirement_files=(requirements-ros.txt "${requirement_files[@]}")
 wanted=$(
     { cat "${requirement_files[@]}" requirements-torch.txt scripts/fix_wheels.sh scripts/underlay.bash
-      printf '%s\n' "$NIAF_SYSTEM_ROS" "${ROS_DISTRO:-}" "${TORCH_ARGS:-}" "$NIAF_VENV" "${PYTHON:-}"; } | sha256sum | cut -c1-64
+      [ "$NIAF_SYSTEM_ROS" = 0 ] || printf '%s\n' "${ROS_DISTRO:-}"
+      printf '%s\n' "$NIAF_VENV"; } | sha256sum | cut -c1-64
 )
 stamp=$NIAF_VENV/.niaf_installed
 
@@ -154,7 +160,8 @@ install_everything() {
     echo "$wanted" >"$stamp"
 }
 
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! [ -x "$venv_python" ]; then
+other_python() { [ -n "${PYTHON:-}" ] && [ "$(python_version "$PYTHON")" != "$(python_version "$venv_python")" ]; }
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ] || ! [ -x "$venv_python" ] || other_python; then
     install_everything
 fi
 
@@ -167,7 +174,7 @@ sources_hash() {
             sort -z | xargs -0 sha256sum
         # names only: existing data files and modules are links
         find ros2_ws/src launch \( -name __pycache__ -o -name test \) -prune -o -type f \( -path '*/config/*' -o -path '*/launch/*' \
-            -o -path '*/urdf/*' -o -path '*/rqt/*' -o -path '*/layouts/*' \) -print | grep -v '/niaf_[a-z]*/niaf_[a-z]*/' | sort || true
+            -o -path '*/urdf/*' -o -path '*/checkpoints/*' -o -path '*/rqt/*' -o -path '*/layouts/*' \) -print | grep -v '/niaf_[a-z]*/niaf_[a-z]*/' | sort || true
         cat "$stamp"
         printf '%s\n' "$NIAF_WS" "$NIAF_SOURCE"
     } | sha256sum | cut -c1-64
