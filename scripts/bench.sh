@@ -2,7 +2,7 @@
 # bench.sh [NAME...]: runs benchmarks/NAME.py, or all of them, each writing to out/bench. Runs inside the environment (see run.sh).
 set -euo pipefail
 cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
-export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ROS_DOMAIN_ID=${ROS_DOMAIN_ID:-$((RANDOM % 100 + 1))}
 mkdir -p out/bench
 names=("$@")
 if [ ${#names[@]} = 0 ]; then
