@@ -12,7 +12,7 @@ policy's inference time would delay it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -134,12 +134,13 @@ class EpisodeConfig:
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """``refused`` counts references that admission did not let in."""
+    """``refused`` counts references that admission did not let in, ``reasons`` says why."""
 
     success: bool
     duration_s: float
     offered: int
     refused: int
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 def run_episode(
@@ -151,6 +152,7 @@ def run_episode(
     """Run the agent until success or time-out; ``env`` must have been reset."""
     agent.reset()
     offered = refused = 0
+    reasons: dict[str, int] = {}
     begin = env.time_s
     success_s = np.inf
     while env.time_s - begin < config.timeout_s:
@@ -162,10 +164,12 @@ def run_episode(
         if reference is not None:
             offered += 1
             verdict = env.offer(reference)
-            refused += int(not verdict.accepted)
+            if not verdict.accepted:
+                refused += 1
+                reasons[verdict.reason.name] = reasons.get(verdict.reason.name, 0) + 1
         env.run(config.replan_s - config.latency_s)
         if env.cell.success() and success_s == np.inf:
             success_s = env.time_s
         if env.time_s - success_s >= config.after_success_s:
             break
-    return EpisodeResult(bool(success_s < np.inf), env.time_s - begin, offered, refused)
+    return EpisodeResult(bool(success_s < np.inf), env.time_s - begin, offered, refused, reasons)

@@ -215,6 +215,10 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "mean_success_duration_s": float(np.mean(won)) if won else None,
         "references_offered": sum(row["offered"] for row in rows),
         "references_refused": sum(row["refused"] for row in rows),
+        "refusal_reasons": {
+            reason: sum(row["reasons"].get(reason, 0) for row in rows)
+            for reason in sorted({reason for row in rows for reason in row["reasons"]})
+        },
         **figures,
     }
 

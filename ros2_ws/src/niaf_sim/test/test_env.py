@@ -121,12 +121,13 @@ def test_wilson_interval_matches_the_published_example():
 def test_summary_groups_by_instruction():
     row = {
         "instruction": INSTRUCTIONS[0], "success": True, "duration_s": 3.0, "offered": 4,
-        "refused": 1, "tracking_rms_rad": 3.0, "reference_acceleration_rms_rad_s2": 0.0,
+        "refused": 1, "reasons": {"EXHAUSTED": 1}, "tracking_rms_rad": 3.0, "reference_acceleration_rms_rad_s2": 0.0,
         "reference_jerk_rms_rad_s3": 0.0, "peak_torque_ratio": 0.5, "peak_velocity_rad_s": 1.0,
     }
     other = {**row, "instruction": INSTRUCTIONS[3], "success": False, "tracking_rms_rad": 4.0}
     result = summarise([row, other])
     assert result["success_rate"] == 0.5 and result["references_refused"] == 2
+    assert result["refusal_reasons"] == {"EXHAUSTED": 2}
     assert result["per_instruction"][INSTRUCTIONS[0]]["success_rate"] == 1.0
     assert result["per_instruction"][INSTRUCTIONS[3]]["success_rate"] == 0.0
     assert result["tracking_rms_rad"] == pytest.approx(np.sqrt(12.5))
