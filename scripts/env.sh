@@ -21,5 +21,10 @@ else
     export PATH="$NIAF_VENV/bin:$PATH" VIRTUAL_ENV="$NIAF_VENV"
 fi
 . "$NIAF_WS/install/local_setup.bash"
+# niaf_start by its name
+case ":$PATH:" in
+    *":$NIAF_WS/install/niaf_bringup/lib/niaf_bringup:"*) ;;
+    *) export PATH="$NIAF_WS/install/niaf_bringup/lib/niaf_bringup:$PATH" ;;
+esac
 eval "$_niaf_flags"
 unset _niaf_flags
