@@ -21,8 +21,6 @@ setup(
         ("share/" + package_name, ["package.xml"]),
         shared("launch"),
         shared("config"),
-        shared("rqt"),
-        shared("layouts"),
     ],
     install_requires=["setuptools"],
     extras_require={"test": ["pytest"]},

@@ -8,6 +8,9 @@ cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
 export ROS_DOMAIN_ID=${ROS_DOMAIN_ID:-$((RANDOM % 100 + 1))}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OPENBLAS_NUM_THREADS=1
 
+# Only the plugins named here: those of an installed ROS 2 are made for an older pytest.
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTEST_PLUGINS=pytest_timeout
+
 if [ $# -gt 0 ]; then
     exec python -m pytest "$@"
 fi
