@@ -5,8 +5,8 @@ a file never means two things. The subset:
 
 * ``arg`` (name, default, description, choice), ``let`` (name, value, if, unless)
 * ``group`` (list form), ``push_ros_namespace`` / ``push-ros-namespace`` (namespace, if, unless)
-* ``node`` (pkg, exec, name, namespace, args, param, remap, env, output, on_exit: shutdown, if, unless);
-  ``name`` is required: without it upstream writes parameters for all nodes, not for this one
+* ``node`` (pkg, exec, name, namespace, args, param, remap, env, output, on_exit: shutdown, if,
+  unless); ``name`` is required: without it upstream writes parameters for all nodes, not this one
 * substitutions ``$(var x)``, ``$(env X)``, ``$(env X default)``, ``$(find-pkg-share p)``,
   ``$(find-pkg-prefix p)``, ``$(dirname)``; they nest
 
@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+#: keys of a node: those it must have, those it may have
+NODE_NEEDS = ("pkg", "exec", "name")
+NODE_KNOWS = ("namespace", "args", "param", "remap", "env", "output", "on_exit", "if", "unless")
 
 
 class LaunchFileError(ValueError):
@@ -260,10 +264,7 @@ class _Reader:
                     namespace = join_names(namespace, more)
             elif kind == "node":
                 place = f"{where}: node {body.get('name', '?') if isinstance(body, dict) else '?'}"
-                _only(
-                    body, place, ("pkg", "exec", "name"),
-                    ("namespace", "args", "param", "remap", "env", "output", "on_exit", "if", "unless"),
-                )  # fmt: skip
+                _only(body, place, NODE_NEEDS, NODE_KNOWS)
                 if self._enabled(body, variables, place):
                     nodes.append(self._node(body, variables, namespace, place))
             else:
@@ -419,7 +420,7 @@ class _Reader:
             return str(self._path.absolute().parent)
         if verb == "var" and len(words) == 1:
             if words[0] not in variables:
-                raise LaunchFileError(f"{where}: no variable {words[0]} (declare it with arg or let)")
+                raise LaunchFileError(f"{where}: no variable {words[0]} (missing arg or let)")
             return variables[words[0]]
         if verb == "env" and len(words) in (1, 2):
             if words[0] not in self._environment and len(words) == 1:
@@ -429,7 +430,7 @@ class _Reader:
             return self._look_up(self._index.share, words[0], where)
         if verb == "find-pkg-prefix" and len(words) == 1:
             return self._look_up(self._index.prefix, words[0], where)
-        raise LaunchFileError(f"{where}: substitution $({inner}) unsupported; use ros2 launch for it")
+        raise LaunchFileError(f"{where}: $({inner}) unsupported; use ros2 launch for it")
 
     @staticmethod
     def _look_up(find: Callable[[str], str], package: str, where: str) -> str:

@@ -2,8 +2,8 @@
 
     niaf_start demo.launch.yaml namespace:=left viewer:=true
 
-FILE is a path, or the name of a file in niaf_bringup's launch folder. The part of the format that is
-understood is described in launch_file.py; anything else is an error.
+FILE is a path, or the name of a file in niaf_bringup's launch folder. The part of the format that
+is understood is described in launch_file.py; anything else is an error.
 
 Every node gets its own session, so a Ctrl-C reaches it once, through the starter. On SIGINT or
 SIGTERM each node gets SIGINT, after 5 s SIGTERM, after 5 s more SIGKILL; processes that a node left
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("file", help="a *.launch.yaml, or the name of one in niaf_bringup")
     parser.add_argument("arguments", nargs="*", metavar="name:=value")
-    parser.add_argument("--show-args", action="store_true", help="list the file's arguments and end")
+    parser.add_argument("--show-args", action="store_true", help="list the arguments and end")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and end")
     options = parser.parse_args(argv)
     try:

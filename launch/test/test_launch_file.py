@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from niaf_bringup.launch_file import (
     InlineParameter,
     LaunchFileError,

@@ -38,7 +38,7 @@ def upstream_missing() -> str:
     # A process of its own: in this one, "launch" may be the folder that these tests are in. And
     # "import launch" alone proves nothing, a data folder of that name passes for a package.
     probe = "from launch import LaunchDescription; import launch_ros.actions, launch_yaml"
-    tried = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    tried = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     if tried.returncode:
         return f"launch_ros is not installed ({tried.stderr.strip().splitlines()[-1]})"
     return "" if shutil.which("ros2") else "no ros2 command"

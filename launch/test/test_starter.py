@@ -38,6 +38,11 @@ while True:
 """
 
 
+def ignore_interrupts() -> None:
+    """As a shell does for what it runs in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Any:
     """Starts ``niaf_start`` with one node per mode; returns the process."""
@@ -70,7 +75,7 @@ def start(tmp_path: Path) -> Any:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignore_sigint else None,  # noqa: PLW1509, E501
+            preexec_fn=ignore_interrupts if ignore_sigint else None,
         )
         processes.append(process)
         return process
