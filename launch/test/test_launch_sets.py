@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import signal
 import subprocess
@@ -138,3 +139,18 @@ def test_every_argument_says_what_it_is(name: str) -> None:
     content = yaml.safe_load((PACKAGE / f"launch/{name}.launch.yaml").read_text())
     arguments = [item["arg"] for item in content["launch"] if "arg" in item]
     assert all(argument["description"] for argument in arguments)
+
+
+@pytest.mark.parametrize("node", ["policy", "impedance"])
+def test_every_parameter_that_a_node_is_given_is_one_that_it_declares(node: str) -> None:
+    """ROS ignores unknown names in parameter files: a misspelt one would never be noticed."""
+    schema = importlib.import_module(f"niaf_{node}.parameters").SCHEMA
+    names = {spec.name for spec in schema}
+    config = yaml.safe_load((PACKAGE / f"config/{node}.yaml").read_text())
+    given = set(config["/**"]["ros__parameters"])
+    for action in yaml.safe_load((PACKAGE / f"launch/{node}.launch.yaml").read_text())["launch"]:
+        for entry in action.get("group", []):
+            if entry.get("node", {}).get("name") == node:
+                given |= {p["name"] for p in entry["node"]["param"] if "name" in p}
+    assert len(given) >= 3
+    assert given - names == set()
