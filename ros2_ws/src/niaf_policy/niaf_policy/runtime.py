@@ -56,8 +56,13 @@ class Policy:
 
     def prepare_instruction(self, instruction: str) -> None:
         """Embed and cache an instruction; raises InstructionError if it cannot be read."""
-        if instruction in self._text:
-            return
+        self._embedded(instruction)
+
+    def _embedded(self, instruction: str) -> tuple[Tensor, Tensor]:
+        """Embedding [1, S, d] and mask [1, S]. Safe beside `infer` in another thread."""
+        known = self._text.get(instruction)
+        if known is not None:
+            return known
         c = self._checkpoint
         ids, mask = encode_instruction(c.tokenizer, instruction, c.max_text_tokens)
         if len(self._text) >= 64:
@@ -65,7 +70,9 @@ class Policy:
         with torch.inference_mode():
             used = int(mask.sum())  # padding is masked out anyway: drop it
             embedded = self._model.backbone.embed_text(torch.from_numpy(ids[None, :used]))
-            self._text[instruction] = (embedded, torch.from_numpy(mask[None, :used]))
+            made = (embedded, torch.from_numpy(mask[None, :used]))
+        self._text[instruction] = made
+        return made
 
     def infer(self, observation: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """gamma [gamma_length] and beta [L*H], float32.
@@ -74,8 +81,7 @@ class Policy:
         joint velocities (rad/s), gripper width (m); instruction str.
         """
         instruction = str(observation["instruction"])
-        self.prepare_instruction(instruction)
-        text, text_mask = self._text[instruction]
+        text, text_mask = self._embedded(instruction)
         images = torch.from_numpy(self._stack_images(observation["images"]))
         joints = len(self.joint_names)
         state = np.asarray(observation["state"], dtype=np.float32)
