@@ -1,0 +1,762 @@
+"""MIT-mode motors of one arm on a CAN bus, through python-can.
+
+Works on any python-can bus: SocketCAN on a robot, ``virtual`` or ``udp_multicast`` in tests, or
+``mit_emulator.InProcessBus`` in a lock-step simulation. ``write`` sends to every motor before
+anything is awaited; ``read`` collects the answers until one deadline for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import can
+import numpy as np
+
+from niaf_impedance.drives import mit_frames as mit
+from niaf_impedance.drives.bus_load import BitRates, BusLoad, bus_load
+from niaf_impedance.drives.interface import (
+    DRIVE_FAULT_TEXT,
+    NOTHING_CLIPPED,
+    DriveCapabilities,
+    DriveCommand,
+    DriveError,
+    DriveFault,
+    DriveState,
+    Saturation,
+    WriteReport,
+    check_command,
+    describe_faults,
+)
+from niaf_impedance.drives.joint_map import JointMap
+
+_MOST_QUEUED = 256  # frames taken without waiting: a flooded bus must not hold the loop
+_BUS_OFF_BIT = 0x40  # of the id of a SocketCAN error frame
+_MODE_OFFSETS = (0x000, 0x100, 0x200, 0x300)  # ids a motor listens on, one per control mode
+
+
+@dataclass(frozen=True)
+class MitJoint:
+    """One motor and the joint it moves.
+
+    Attributes:
+        name: joint name.
+        motor: type, a key of ``mit_frames.MOTORS``.
+        motor_id: id that the motor listens on (1..0xFF).
+        reply_id: id that the motor answers with (its master id), commonly motor_id + 0x10.
+        torque_limit_nm: rating of the motor's output, Nm. TMAX is only an encoding range.
+        map: direction, gear and offset between motor and joint.
+    """
+
+    name: str
+    motor: str
+    motor_id: int
+    reply_id: int
+    torque_limit_nm: float
+    map: JointMap = JointMap()
+
+    @property
+    def ranges(self) -> mit.MotorRanges:
+        """Encoding ranges of the motor type."""
+        return mit.MOTORS[self.motor]
+
+
+@dataclass(frozen=True)
+class MitCanConfig:
+    """Configuration of a bus of MIT-mode motors.
+
+    Attributes:
+        joints: motors in joint order.
+        rate_hz: loop rate, for the bus load and the watchdog's lower bound.
+        bit_rates: bit rates of the bus; CAN FD frames are used when ``data`` is set.
+        max_bus_load: refused above this worst-case load, 1 = full.
+        reply_deadline_s: how long after the last command ``read`` waits for answers.
+        watchdog_max_s: longest drive watchdog that is accepted.
+        watchdog_min_periods: shortest accepted watchdog in control periods.
+        set_watchdog_s: written to every motor (until power-off) by the self-check; None = only
+            check what is there.
+        register_deadline_s: how long one register answer may take.
+        register_attempts: tries per register.
+        compensate_rounding: see ``mit_frames``.
+    """
+
+    joints: tuple[MitJoint, ...]
+    rate_hz: float
+    bit_rates: BitRates = BitRates()
+    max_bus_load: float = 0.9
+    reply_deadline_s: float = 0.001
+    watchdog_max_s: float = 0.2
+    watchdog_min_periods: float = 3.0
+    set_watchdog_s: float | None = None
+    register_deadline_s: float = 0.05
+    register_attempts: int = 3
+    compensate_rounding: bool = True
+
+
+@dataclass(frozen=True)
+class SelfCheckReport:
+    """What the motors' registers said, per joint.
+
+    Attributes:
+        watchdog_s: drive watchdog [n], seconds.
+        baud_code: register 35 [n] (see ``mit_frames.BAUD_CODES``; higher codes are CAN FD rates).
+        load: worst-case bus load at the configured rate.
+    """
+
+    watchdog_s: tuple[float, ...]
+    baud_code: tuple[int, ...]
+    load: BusLoad
+
+
+@dataclass(frozen=True)
+class MitStatistics:
+    """Counters since construction, updated in place; per motor [n] unless said otherwise.
+
+    ``bus`` [4]: unknown frames, error frames, frames of a wrong length, failed sends.
+    """
+
+    sent: np.ndarray
+    replies: np.ndarray
+    missing: np.ndarray
+    late: np.ndarray
+    saturated: np.ndarray
+    bus: np.ndarray
+
+    @classmethod
+    def zeros(cls, motors: int) -> MitStatistics:
+        """All counters at zero."""
+        sent, replies, missing, late, saturated = np.zeros((5, motors), dtype=np.int64)
+        return cls(sent, replies, missing, late, saturated, np.zeros(4, dtype=np.int64))
+
+
+class MitCanDrive:
+    """``Drive`` for MIT-mode motors. Not thread-safe: one loop owns it."""
+
+    def __init__(
+        self,
+        bus: can.BusABC,
+        config: MitCanConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Check the configuration and the bus load; touches the bus only for its filters.
+
+        Raises:
+            DriveError: BAD_CONFIGURATION or BUS_OVER_BUDGET.
+        """
+        self.config = config
+        self._bus = bus
+        self._clock = clock
+        self._load = _check_config(config)
+        joints = config.joints
+        n = len(joints)
+        self._n = n
+        self._names = tuple(j.name for j in joints)
+        # A reply is told by its id and the motor id's low nibble: motors may share a master id.
+        self._by_reply = {j.reply_id << 4 | j.motor_id & 0xF: i for i, j in enumerate(joints)}
+        self._ranges = [j.ranges for j in joints]
+        self._maps = [j.map for j in joints]
+        self._motor_limit = [min(j.torque_limit_nm, j.ranges.torque_nm) for j in joints]
+        self._messages = [self._message(j.motor_id, bytes(8)) for j in joints]
+        self._state = DriveState.unknown(n)
+        self._waiting = [False] * n  # answer to the last request still out
+        self._requested = False  # a request is out that read() has not collected
+        self._sent_at = math.nan
+        self._enabled = False
+        self._checked: SelfCheckReport | None = None
+        self.statistics = MitStatistics.zeros(n)
+        bus.set_filters(
+            [
+                {"can_id": reply, "can_mask": 0x7FF, "extended": False}
+                for reply in sorted({j.reply_id for j in joints})
+            ]
+        )
+
+    # ---- contract -----------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> DriveCapabilities:
+        """Limits and steps in joint units."""
+        maps, ranges = self._maps, self._ranges
+        pairs = list(zip(maps, ranges, strict=True))
+        return DriveCapabilities(
+            joints=self._names,
+            torque_on_host=True,
+            gains_in_drive=True,
+            torque_limit=np.array(
+                [m.gear * limit for m, limit in zip(maps, self._motor_limit, strict=True)]
+            ),
+            kp_max=np.array([m.joint_gain(r.kp_max) for m, r in pairs]),
+            kd_max=np.array([m.joint_gain(r.kd_max) for m, r in pairs]),
+            torque_step=np.array([m.gear * 2.0 * r.torque_nm / 4095.0 for m, r in pairs]),
+            kp_step=np.array([m.joint_gain(r.kp_max / 4095.0) for m, r in pairs]),
+            kd_step=np.array([m.joint_gain(r.kd_max / 4095.0) for m, r in pairs]),
+            max_rate_hz=self.config.max_bus_load * self._load.max_rate_hz,
+        )
+
+    @property
+    def watchdog_s(self) -> float:
+        """Shortest watchdog of the motors, as read from them.
+
+        Raises:
+            DriveError: NOT_CHECKED before the self-check.
+        """
+        if self._checked is None:
+            raise DriveError(
+                DriveFault.NOT_CHECKED, "watchdog_s is known after self_check() or enable()"
+            )
+        return min(self._checked.watchdog_s)
+
+    @property
+    def load(self) -> BusLoad:
+        """Worst-case bus load at the configured rate."""
+        return self._load
+
+    @property
+    def enabled(self) -> bool:
+        """True between ``enable`` and ``disable``."""
+        return self._enabled
+
+    def __enter__(self) -> MitCanDrive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._enabled:
+            self.disable()
+
+    def self_check(self) -> SelfCheckReport:
+        """Compare scaling, mode and watchdog registers with the host's table.
+
+        Every motor is read before anything is refused, so that one error lists all of them.
+
+        Raises:
+            DriveError: with the first fault's number and a line per finding: joint, motor,
+                register, found, expected, remedy.
+        """
+        config = self.config
+        findings: list[tuple[DriveFault, str, str]] = []
+        watchdogs: list[float] = []
+        bauds: list[int] = []
+        for i, joint in enumerate(config.joints):
+            try:
+                self._check_scaling(i, findings)
+                watchdogs.append(self._check_watchdog(i, findings))
+                bauds.append(int(self._read_register(i, mit.Register.CAN_BAUD)))
+            except DriveError as error:
+                if error.fault is not DriveFault.NO_MOTOR:
+                    raise
+                findings.append((error.fault, joint.name, str(error)))
+        if findings:
+            motors = tuple(dict.fromkeys(name for _, name, _ in findings))
+            raise DriveError(
+                findings[0][0], "self-check refused:\n" + "\n".join(f[2] for f in findings), motors
+            )
+        self._checked = SelfCheckReport(tuple(watchdogs), tuple(bauds), self._load)
+        return self._checked
+
+    def enable(self) -> DriveState:
+        """Self-check once, then enable every motor with zero gains and torque; all or none."""
+        if self._checked is None:
+            self.self_check()
+        state = self.read()
+        if not state.ok:
+            raise self._refusal("before enabling", state)
+        self._enabled = True
+        try:
+            self._special(mit.ENABLE)
+            self._collect(self.config.register_deadline_s)
+            if not self._state.ok:
+                raise self._refusal("after the enable frame", self._state)
+            idle = DriveCommand.zeros(self._n)
+            idle.q[:] = self._state.q
+            self.write(idle)
+            if not self.read().ok:
+                raise self._refusal("after the first command", self._state)
+        except DriveError as error:
+            try:
+                self.disable()
+            except DriveError as second:
+                raise DriveError(
+                    error.fault, f"{error}; and then {second}", error.motors + second.motors
+                ) from error
+            raise
+        return self._state
+
+    def disable(self) -> None:
+        """Send disable frames until every motor confirms, at most five rounds.
+
+        Raises:
+            DriveError: DISABLE_NOT_CONFIRMED naming the motors that did not.
+        """
+        self._enabled = False
+        off = [False] * self._n
+        problem = ""
+        for _ in range(5):
+            for step in (
+                lambda: self._special(mit.DISABLE, [i for i in range(self._n) if not off[i]]),
+                lambda: self._collect(self.config.register_deadline_s, off),
+            ):
+                try:
+                    step()
+                except DriveError as error:  # keep trying: the others may still hear
+                    problem = f" ({error})"
+            if all(off):
+                return
+        names = tuple(name for name, done in zip(self._names, off, strict=True) if not done)
+        raise DriveError(
+            DriveFault.DISABLE_NOT_CONFIRMED,
+            f"{', '.join(names)} did not confirm the disable frame{problem}; "
+            + DRIVE_FAULT_TEXT[DriveFault.DISABLE_NOT_CONFIRMED].cure,
+            names,
+        )
+
+    def clear_faults(self) -> None:
+        """Send the clear-error frame to every (disabled) motor.
+
+        Raises:
+            DriveError: BAD_CONFIGURATION while enabled.
+        """
+        if self._enabled:
+            raise DriveError(
+                DriveFault.BAD_CONFIGURATION, "clear_faults() while enabled; disable() first"
+            )
+        self._special(mit.CLEAR_ERROR)
+        self._collect(self.config.register_deadline_s)
+
+    def read(self) -> DriveState:
+        """Collect answers until all are in or the deadline has passed.
+
+        Answers a ``write`` that was not read yet; else asks every motor for its state, which
+        commands nothing.
+
+        Returns:
+            The drive's own state, filled in place. A motor that did not answer keeps its old values
+            *and its old stamp*, has fault MISSING_REPLY and a ``missing`` count.
+
+        Raises:
+            DriveError: BUS_OFF or BUS_ERROR.
+        """
+        if not self._requested:
+            self._drain()
+            for joint in self.config.joints:
+                self._send(self._message(mit.PARAMETER_ID, mit.request_state(joint.motor_id)))
+            self._start_waiting(range(self._n))
+        self._collect(self.config.reply_deadline_s)
+        return self._state
+
+    def write(self, command: DriveCommand) -> WriteReport:
+        """Send one frame to every motor; returns what was clipped.
+
+        Raises:
+            DriveError: COMMAND_INVALID (nothing was sent), NOT_ENABLED, BUS_ERROR or BUS_OFF (every
+                other motor was still sent its frame).
+        """
+        if not self._enabled:
+            raise DriveError(
+                DriveFault.NOT_ENABLED, "write() to disabled motors; call enable() first"
+            )
+        tau, q, dq = command.tau_ff.tolist(), command.q.tolist(), command.dq.tolist()
+        kp, kd = command.kp.tolist(), command.kd.tolist()
+        check_command(tau, q, dq, kp, kd, self._names)
+        clipped: list[Saturation] = []
+        compensate = self.config.compensate_rounding
+        for i in range(self._n):
+            m = self._maps[i]
+            mask = mit.pack_command(
+                self._messages[i].data,
+                self._ranges[i],
+                m.motor_position(q[i]),
+                m.motor_velocity(dq[i]),
+                m.motor_gain(kp[i]),
+                m.motor_gain(kd[i]),
+                m.motor_torque(tau[i]),
+                self._motor_limit[i],
+                compensate,
+            )
+            if mask:
+                self.statistics.saturated[i] += 1
+                self._saturations(i, mask, (q[i], dq[i], kp[i], kd[i], tau[i]), clipped)
+        self._drain()  # what is still queued answers the previous request
+        self._count_missing()
+        failure: DriveError | None = None
+        for i in range(self._n):
+            try:
+                self._send(self._messages[i])
+                self.statistics.sent[i] += 1
+            except DriveError as error:
+                failure = failure or error
+        self._start_waiting(range(self._n))
+        if failure is not None:
+            raise failure
+        return WriteReport(tuple(clipped)) if clipped else NOTHING_CLIPPED
+
+    # ---- registers ----------------------------------------------------------------------------
+
+    def _check_scaling(self, i: int, findings: list[tuple[DriveFault, str, str]]) -> None:
+        joint, ranges = self.config.joints[i], self._ranges[i]
+        for register, expected in (
+            (mit.Register.PMAX, ranges.position_rad),
+            (mit.Register.VMAX, ranges.velocity_rad_s),
+            (mit.Register.TMAX, ranges.torque_nm),
+        ):
+            found = self._read_register(i, register)
+            if not math.isclose(found, expected, rel_tol=1e-4):
+                self._find(
+                    findings,
+                    i,
+                    DriveFault.SCALING_MISMATCH,
+                    register,
+                    f"{found:g}",
+                    f"{expected:g} for a {joint.motor}",
+                    "name the right motor type, or write this register and save",
+                )
+        mode = self._read_register(i, mit.Register.CTRL_MODE)
+        if mode != mit.CONTROL_MODE_MIT:
+            self._find(
+                findings,
+                i,
+                DriveFault.WRONG_CONTROL_MODE,
+                mit.Register.CTRL_MODE,
+                f"{mode:g}",
+                "1 (MIT)",
+                "write 1 to this register and save",
+            )
+
+    def _check_watchdog(self, i: int, findings: list[tuple[DriveFault, str, str]]) -> float:
+        config = self.config
+        if config.set_watchdog_s is not None:
+            counts = round(config.set_watchdog_s / mit.TIMEOUT_UNIT_S)
+            self._register_exchange(
+                i,
+                mit.write_register(config.joints[i].motor_id, mit.Register.TIMEOUT, counts),
+                mit.WRITE_REGISTER,
+                mit.Register.TIMEOUT,
+            )
+        counts = int(self._read_register(i, mit.Register.TIMEOUT))
+        found_s = counts * mit.TIMEOUT_UNIT_S
+        low_s = config.watchdog_min_periods / config.rate_hz
+        allowed = f"{low_s * 1e3:g} to {config.watchdog_max_s * 1e3:g} ms"
+        remedy = (
+            f"set set_watchdog_s, or write {round(config.watchdog_max_s / mit.TIMEOUT_UNIT_S)} "
+            "or less (in 50 us) to this register and save"
+        )
+        if config.set_watchdog_s is not None and abs(found_s - config.set_watchdog_s) > 1e-4:
+            self._find(
+                findings,
+                i,
+                DriveFault.WATCHDOG_OUT_OF_RANGE,
+                mit.Register.TIMEOUT,
+                f"{counts} ({found_s * 1e3:g} ms) after writing it",
+                f"{config.set_watchdog_s * 1e3:g} ms",
+                "the motor did not take the value: check its firmware",
+            )
+        elif counts == 0:
+            self._find(
+                findings,
+                i,
+                DriveFault.WATCHDOG_OFF,
+                mit.Register.TIMEOUT,
+                "0 (off)",
+                allowed,
+                remedy,
+            )
+        elif not low_s <= found_s <= config.watchdog_max_s:
+            self._find(
+                findings,
+                i,
+                DriveFault.WATCHDOG_OUT_OF_RANGE,
+                mit.Register.TIMEOUT,
+                f"{counts} ({found_s * 1e3:g} ms)",
+                allowed,
+                remedy,
+            )
+        return found_s
+
+    def _find(
+        self,
+        findings: list[tuple[DriveFault, str, str]],
+        i: int,
+        fault: DriveFault,
+        register: int,
+        found: str,
+        expected: str,
+        remedy: str,
+    ) -> None:
+        joint = self.config.joints[i]
+        findings.append(
+            (
+                fault,
+                joint.name,
+                f"- {joint.name} ({joint.motor}, id 0x{joint.motor_id:02X}): register {register} "
+                f"{mit.REGISTER_NAMES[register]} is {found}, expected {expected}; {remedy}",
+            )
+        )
+
+    def _read_register(self, i: int, register: int) -> float:
+        frame = mit.read_register(self.config.joints[i].motor_id, register)
+        return self._register_exchange(i, frame, mit.READ_REGISTER, register)
+
+    def _register_exchange(self, i: int, frame: bytes, operation: int, register: int) -> float:
+        """One register request and its answer; only while no state reply is expected."""
+        if self._enabled:
+            raise DriveError(
+                DriveFault.BAD_CONFIGURATION, "registers are only read or written while disabled"
+            )
+        joint = self.config.joints[i]
+        self._drain()
+        for _ in range(self.config.register_attempts):
+            self._send(self._message(mit.PARAMETER_ID, frame))
+            end = self._clock() + self.config.register_deadline_s
+            while (left := end - self._clock()) > 0.0:
+                message = self._receive(left)
+                if message is None:
+                    break
+                if message.arbitration_id != joint.reply_id or len(message.data) != 8:
+                    continue
+                answer = mit.decode_register(message.data)
+                if (answer.motor_id, answer.operation, answer.register) == (
+                    joint.motor_id,
+                    operation,
+                    register,
+                ):
+                    return answer.value
+        raise DriveError(
+            DriveFault.NO_MOTOR,
+            f"- {joint.name} ({joint.motor}): no answer from id 0x{joint.motor_id:02X} on id "
+            f"0x{joint.reply_id:02X} to register {register} {mit.REGISTER_NAMES[register]} in "
+            f"{self.config.register_attempts} tries on {self._bus.channel_info}; "
+            + DRIVE_FAULT_TEXT[DriveFault.NO_MOTOR].cure,
+            (joint.name,),
+        )
+
+    # ---- frames -------------------------------------------------------------------------------
+
+    def _message(self, arbitration_id: int, data: bytes) -> can.Message:
+        fd = self.config.bit_rates.is_fd
+        return can.Message(
+            arbitration_id=arbitration_id,
+            data=bytearray(data),
+            is_extended_id=False,
+            is_fd=fd,
+            bitrate_switch=fd,
+        )
+
+    def _send(self, message: can.Message) -> None:
+        try:
+            self._bus.send(message)
+        except can.CanError as error:
+            self.statistics.bus[3] += 1
+            raise DriveError(
+                DriveFault.BUS_ERROR,
+                f"{self._bus.channel_info} refused the frame for id "
+                f"0x{message.arbitration_id:02X}: {error}; "
+                + DRIVE_FAULT_TEXT[DriveFault.BUS_ERROR].cure,
+            ) from error
+
+    def _special(self, frame: bytes, motors: list[int] | None = None) -> None:
+        chosen = list(range(self._n)) if motors is None else motors
+        failure: DriveError | None = None
+        try:
+            self._drain()
+        except DriveError as error:  # must not keep a disable frame from being sent
+            failure = error
+        for i in chosen:
+            try:
+                self._send(self._message(self.config.joints[i].motor_id, frame))
+            except DriveError as error:
+                failure = failure or error
+        self._start_waiting(chosen)
+        if failure is not None:
+            raise failure
+
+    def _start_waiting(self, motors: Iterable[int]) -> None:
+        self._sent_at = self._clock()
+        for i in motors:
+            self._waiting[i] = True
+        self._requested = True
+
+    def _receive(self, timeout_s: float) -> can.Message | None:
+        try:
+            message = self._bus.recv(timeout_s)
+        except can.CanError as error:
+            raise DriveError(
+                DriveFault.BUS_ERROR,
+                f"receiving from {self._bus.channel_info} failed: {error}; "
+                + DRIVE_FAULT_TEXT[DriveFault.BUS_ERROR].cure,
+            ) from error
+        if message is not None and message.is_error_frame:
+            self.statistics.bus[1] += 1
+            if message.arbitration_id & _BUS_OFF_BIT:
+                raise DriveError(
+                    DriveFault.BUS_OFF,
+                    f"{self._bus.channel_info} is bus-off; "
+                    + DRIVE_FAULT_TEXT[DriveFault.BUS_OFF].cure,
+                )
+        return message
+
+    def _collect(self, deadline_s: float, confirm_disabled: list[bool] | None = None) -> None:
+        """Take answers until none is awaited or the deadline after the last send has passed."""
+        end = self._sent_at + deadline_s
+        after_deadline = 0
+        while any(self._waiting) and after_deadline < _MOST_QUEUED:
+            left = end - self._clock()
+            if left <= 0.0:  # still take what came in time and was only not looked at
+                left = 0.0
+                after_deadline += 1
+            message = self._receive(left)
+            if message is None:
+                break
+            self._take(message, confirm_disabled)
+        self._count_missing()
+        self._requested = False
+
+    def _count_missing(self) -> None:
+        state = self._state
+        for i in range(self._n):
+            if self._waiting[i]:
+                self._waiting[i] = False
+                self.statistics.missing[i] += 1
+                state.missing[i] += 1
+                state.fault[i] = DriveFault.MISSING_REPLY
+
+    def _drain(self) -> None:
+        """Take what is queued without waiting: answers to the previous request, perhaps late."""
+        for _ in range(_MOST_QUEUED):
+            message = self._receive(0.0)
+            if message is None:
+                return
+            self._take(message, None)
+
+    def _take(self, message: can.Message, confirm_disabled: list[bool] | None) -> None:
+        data = message.data
+        if message.is_error_frame:
+            return
+        if len(data) != 8:
+            self.statistics.bus[2] += 1
+            return
+        i = self._by_reply.get(message.arbitration_id << 4 | data[0] & 0xF)
+        if i is None:
+            self.statistics.bus[0] += 1
+            return
+        if self._waiting[i]:
+            self._waiting[i] = False
+            self.statistics.replies[i] += 1
+        else:
+            self.statistics.late[i] += 1
+        reply = mit.decode_reply(self._ranges[i], data)
+        state, m = self._state, self._maps[i]
+        state.q[i] = m.joint_position(reply.position)
+        state.dq[i] = m.joint_velocity(reply.velocity)
+        state.tau[i] = m.joint_torque(reply.torque)
+        state.temperature_c[i] = max(reply.mosfet_c, reply.rotor_c)
+        state.stamp[i] = self._sent_at
+        state.missing[i] = 0
+        fault = mit.status_fault(reply.status)
+        if fault is DriveFault.DISABLED and not self._enabled:
+            fault = DriveFault.NONE
+        if fault is DriveFault.NONE and reply.at_range_end:
+            fault = DriveFault.POSITION_RANGE
+        state.fault[i] = fault
+        if confirm_disabled is not None and reply.status != mit.STATUS_ENABLED:
+            confirm_disabled[i] = True
+
+    def _saturations(
+        self, i: int, mask: int, requested: tuple[float, ...], out: list[Saturation]
+    ) -> None:
+        joint, m = self.config.joints[i], self._maps[i]
+        sent = mit.decode_command(self._ranges[i], self._messages[i].data)
+        in_joint = (
+            m.joint_position(sent.position),
+            m.joint_velocity(sent.velocity),
+            m.joint_gain(sent.kp),
+            m.joint_gain(sent.kd),
+            m.joint_torque(sent.torque),
+        )
+        for k, (bit, field) in enumerate(mit.SATURATION_FIELDS):
+            if mask & bit:
+                limit = f"range of the {joint.motor}'s frame"
+                if field == "torque" and joint.torque_limit_nm < self._ranges[i].torque_nm:
+                    limit = f"torque_limit_nm {joint.torque_limit_nm:g}"
+                out.append(Saturation(joint.name, field, requested[k], in_joint[k], limit))
+
+    def _refusal(self, when: str, state: DriveState) -> DriveError:
+        names = tuple(n for n, f in zip(self._names, state.fault.tolist(), strict=True) if f)
+        return DriveError(
+            DriveFault.ENABLE_REFUSED,
+            f"{when}: {describe_faults(state, self._names)}; "
+            + DRIVE_FAULT_TEXT[DriveFault.ENABLE_REFUSED].cure,
+            names,
+        )
+
+
+def _check_config(config: MitCanConfig) -> BusLoad:
+    """Refuse a configuration that contradicts itself or does not fit on the bus."""
+
+    def bad(message: str, *motors: str) -> DriveError:
+        return DriveError(DriveFault.BAD_CONFIGURATION, message, motors)
+
+    joints = config.joints
+    if not joints:
+        raise bad("no joints")
+    names: set[str] = set()
+    replies: dict[int, str] = {}
+    listening: dict[int, str] = {mit.PARAMETER_ID: "the parameter frames"}
+    for joint in joints:
+        if joint.name in names:
+            raise bad(f"joint {joint.name} is listed twice", joint.name)
+        names.add(joint.name)
+        if joint.motor not in mit.MOTORS:
+            raise bad(
+                f"{joint.name}: unknown motor type {joint.motor!r}; known: {', '.join(mit.MOTORS)}",
+                joint.name,
+            )
+        if not 1 <= joint.motor_id <= 0xFF:
+            raise bad(f"{joint.name}: motor_id {joint.motor_id} is not in 1..255", joint.name)
+        if not 0 <= joint.reply_id < mit.PARAMETER_ID:
+            raise bad(f"{joint.name}: reply_id {joint.reply_id} is not in 0..0x7FE", joint.name)
+        if not 0.0 < joint.torque_limit_nm < math.inf:
+            raise bad(
+                f"{joint.name}: torque_limit_nm {joint.torque_limit_nm} must be > 0", joint.name
+            )
+        for offset in _MODE_OFFSETS:
+            other = listening.setdefault(joint.motor_id + offset, joint.name)
+            if other != joint.name:
+                raise bad(f"{joint.name} and {other} share id 0x{joint.motor_id + offset:X}")
+        key = joint.reply_id << 4 | joint.motor_id & 0xF
+        other = replies.setdefault(key, joint.name)
+        if other != joint.name:
+            raise bad(
+                f"{joint.name} and {other} cannot be told apart: same reply_id "
+                f"0x{joint.reply_id:X} and same low nibble of motor_id; give one of them another reply_id"
+            )
+    for joint in joints:
+        if joint.reply_id in listening:
+            raise bad(
+                f"{joint.name}: reply_id 0x{joint.reply_id:X} is an id that "
+                f"{listening[joint.reply_id]} listens on",
+                joint.name,
+            )
+    if config.set_watchdog_s is not None and not (
+        config.watchdog_min_periods / config.rate_hz
+        <= config.set_watchdog_s
+        <= config.watchdog_max_s
+    ):
+        raise bad(
+            f"set_watchdog_s {config.set_watchdog_s} is outside "
+            f"{config.watchdog_min_periods / config.rate_hz:g} to {config.watchdog_max_s:g} s "
+            "(watchdog_min_periods / rate_hz to watchdog_max_s)"
+        )
+    load = bus_load(len(joints), config.rate_hz, config.bit_rates)
+    if load.load > config.max_bus_load:
+        rates = config.bit_rates
+        raise DriveError(
+            DriveFault.BUS_OVER_BUDGET,
+            f"{len(joints)} motors at {config.rate_hz:g} Hz need {load.load:.0%} of a bus with "
+            f"{rates.nominal / 1e6:g} Mbit/s"
+            + (f" and {rates.data / 1e6:g} Mbit/s data" if rates.data else "")
+            + f" (worst-case stuffing), budget {config.max_bus_load:.0%}; at most "
+            f"{config.max_bus_load * load.max_rate_hz:.0f} Hz fit. "
+            + DRIVE_FAULT_TEXT[DriveFault.BUS_OVER_BUDGET].cure,
+        )
+    return load
