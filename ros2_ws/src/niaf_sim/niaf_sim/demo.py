@@ -33,6 +33,8 @@ from niaf_sim.tasks import INSTRUCTIONS, UnknownInstructionError, parse_instruct
 DEMO_SEED = 2_000_000
 #: seconds that the video goes on after a success
 EPILOGUE_S = 0.8
+#: longest wait for the answer of a service; generous, because the machine may be busy
+SERVICE_TIMEOUT_S = 15.0
 #: a controller that reported nothing for this long has switched its torque off
 QUIET_S = 0.15
 #: refused fields that are printed per episode; the rest is only counted
@@ -178,6 +180,7 @@ class Demo:
         self._reset_stamp_s = 0.0
         self._tasks: list[tuple[float, float]] = []
         self._field_times_s: list[float] = []
+        self._last_sequence = 0
         self._film: Callable[[Any], None] | None = None
 
     # -- what comes in -----------------------------------------------------------------------
@@ -234,6 +237,9 @@ class Demo:
         if episode is None:
             return
         feedback = message.feedback
+        if feedback.field_sequence in (0, self._last_sequence):
+            return  # a sign of life between two fields
+        self._last_sequence = feedback.field_sequence
         episode.fields += 1
         episode.latency_s.append(float(feedback.latency_s))
         self._field_times_s.append(time.monotonic())
@@ -269,15 +275,32 @@ class Demo:
             )
         return future.result()
 
-    def _lifecycle_state(self, name: str, timeout_s: float = 5.0) -> str:
+    def _lifecycle_state(self, name: str) -> str:
+        from lifecycle_msgs.srv import GetState
+
+        answer = self.call(
+            self._get_state[name], GetState.Request(), SERVICE_TIMEOUT_S, f"state of {name}"
+        )
+        return str(answer.current_state.label)
+
+    def _becomes_active(self, name: str) -> Callable[[], bool]:
+        """Check for a node that may be busy starting: asks again and again, never waits."""
         from lifecycle_msgs.srv import GetState
 
         client = self._get_state[name]
-        if not client.service_is_ready():
-            return "not there"
-        return str(
-            self.call(client, GetState.Request(), timeout_s, f"state of {name}").current_state.label
-        )
+        asked: list[tuple[float, Any]] = []
+
+        def check() -> bool:
+            now_s = time.monotonic()
+            if asked and asked[-1][1].done():
+                if asked[-1][1].result().current_state.label == "active":
+                    return True
+                asked.clear()
+            if client.service_is_ready() and (not asked or now_s - asked[-1][0] > 5.0):
+                asked.append((now_s, client.call_async(GetState.Request())))
+            return False
+
+        return check
 
     # -- getting ready -----------------------------------------------------------------------
     def wait_until_ready(self) -> None:
@@ -287,15 +310,6 @@ class Demo:
 
         def published(topic: str) -> Callable[[], bool]:
             return lambda: node.count_publishers(topic) > 0
-
-        active = {"policy": False, "impedance": False}
-
-        def is_active(name: str) -> Callable[[], bool]:
-            def check() -> bool:
-                active[name] = active[name] or self._lifecycle_state(name) == "active"
-                return active[name]
-
-            return check
 
         steps: list[tuple[str, Callable[[], bool], str]] = [
             ("sim runs", lambda: self.task is not None, "no message on sim/task_state"),
@@ -313,7 +327,7 @@ class Demo:
                 "nobody publishes scene/image_raw or wrist/image_raw",
             ),
             (
-                "impedance node is active", is_active("impedance"),
+                "impedance node is active", self._becomes_active("impedance"),
                 "lifecycle node impedance is not active",
             ),
             (
@@ -321,7 +335,7 @@ class Demo:
                 "no message on impedance/state",
             ),
             (
-                "policy node is active", is_active("policy"),
+                "policy node is active", self._becomes_active("policy"),
                 "lifecycle node policy is not active (it loads its checkpoint first)",
             ),
             (
@@ -358,7 +372,7 @@ class Demo:
 
         request = ChangeState.Request()
         request.transition.id = identifier
-        answer = self.call(self._change_state, request, 10.0, f"impedance to {wanted}")
+        answer = self.call(self._change_state, request, SERVICE_TIMEOUT_S, f"impedance to {wanted}")
         if not answer.success:
             now = self._lifecycle_state("impedance")
             raise DemoError(
@@ -386,7 +400,7 @@ class Demo:
         request = ResetScene.Request(
             seed=episode.seed, instruction=episode.instruction, start="home"
         )
-        answer = self.call(self._reset_client, request, 10.0, "new scene")
+        answer = self.call(self._reset_client, request, SERVICE_TIMEOUT_S, "new scene")
         if not answer.success:
             raise DemoError(f"sim/reset_scene refused: {answer.message}")
         self._reset_stamp_s = time.time()
@@ -418,8 +432,8 @@ class Demo:
             instruction=episode.instruction, timeout_s=self.config.timeout_s + 5.0
         )
         sent = self._execute.send_goal_async(goal, feedback_callback=self._on_feedback)
-        if not self.wait_for(sent.done, 10.0):
-            raise DemoError("policy/execute did not answer the goal within 10 s")
+        if not self.wait_for(sent.done, SERVICE_TIMEOUT_S):
+            raise DemoError("policy/execute did not answer the goal in time")
         handle = sent.result()
         if not handle.accepted:
             raise DemoError(f"policy/execute refused the goal {episode.instruction!r}")
