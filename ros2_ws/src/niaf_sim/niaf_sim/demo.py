@@ -558,7 +558,7 @@ def _stop_recorder(recorder: subprocess.Popen[bytes]) -> None:
 
 def torque_limits_nm() -> np.ndarray:
     """Torque limits of the simulated drives, float64[7]."""
-    os.environ.setdefault("MUJOCO_GL", "disable")
+    os.environ["MUJOCO_GL"] = "disable"  # reading a number needs no OpenGL
     from niaf_sim.scene import SceneConfig
 
     return np.array(SceneConfig().torque_limit_nm)

@@ -144,7 +144,7 @@ def run_demo(environment, tmp_path, *words, timeout_s=2):
                     "--timeout", str(timeout_s), "--out", str(tmp_path / "out"),
                     "--require-success-rate", "0.5",
                 ],
-                env=environment, capture_output=True, text=True, timeout=150,
+                env=environment, capture_output=True, text=True, timeout=250,
             )
         finally:
             for node in nodes:
