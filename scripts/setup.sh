@@ -183,7 +183,7 @@ sources_hash() {
 build_workspace() {
     local seconds=$SECONDS colcon=("$venv_python" -m colcon)
     # A build of another environment cannot be reused: CMake remembers its Python.
-    if [ -f "$NIAF_WS/.niaf_environment" ] && [ "$(cat "$NIAF_WS/.niaf_environment")" != "$NIAF_VENV $(cat "$stamp")" ]; then
+    if [ "$(cat "$NIAF_WS/.niaf_environment" 2>/dev/null)" != "$NIAF_VENV $(cat "$stamp")" ]; then
         rm -rf "$NIAF_WS/build" "$NIAF_WS/install"
     fi
     say "building the workspace (first time about a minute)"
