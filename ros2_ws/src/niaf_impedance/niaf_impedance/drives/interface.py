@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -347,7 +347,8 @@ class DriveCapabilities:
         joints: names, in the order of all arrays.
         torque_on_host: commands with kp = kd = 0 are followed as torque.
         gains_in_drive: kp, kd, q and dq are used by the motors' own loops.
-        torque_limit: largest torque that is ever sent [n], Nm.
+        torque_limit: largest feed-forward torque that is ever sent [n], Nm; what kp and kd add in
+            the motor is limited only by the motor, unless the back end says otherwise.
         kp_max: largest stiffness [n], Nm/rad.
         kd_max: largest damping [n], Nms/rad.
         torque_step: one count of the torque field [n], Nm; 0 where it is a float.
@@ -368,7 +369,6 @@ class DriveCapabilities:
     max_rate_hz: float
 
 
-@runtime_checkable
 class Drive(Protocol):
     """Contract of a drive back end."""
 

@@ -20,6 +20,7 @@ from niaf_impedance.drives.bus_load import BitRates, BusLoad, bus_load
 from niaf_impedance.drives.interface import (
     DRIVE_FAULT_TEXT,
     NOTHING_CLIPPED,
+    Drive,
     DriveCapabilities,
     DriveCommand,
     DriveError,
@@ -690,6 +691,9 @@ class MitCanDrive:
         )
 
 
+_CONTRACT: type[Drive] = MitCanDrive  # checked by mypy
+
+
 def _check_config(config: MitCanConfig) -> BusLoad:
     """Refuse a configuration that contradicts itself or does not fit on the bus."""
 
@@ -728,7 +732,7 @@ def _check_config(config: MitCanConfig) -> BusLoad:
         if other != joint.name:
             raise bad(
                 f"{joint.name} and {other} cannot be told apart: same reply_id "
-                f"0x{joint.reply_id:X} and same low nibble of motor_id; give one of them another reply_id"
+                f"0x{joint.reply_id:X} and same low nibble of motor_id; give one another reply_id"
             )
     for joint in joints:
         if joint.reply_id in listening:
