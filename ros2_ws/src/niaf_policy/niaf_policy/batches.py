@@ -105,6 +105,7 @@ class ChunkData:
         self.root_of = np.empty(frames, np.int64)
         self.last = np.empty(frames, np.int64)  # last frame of the episode
         self.run_end = np.empty(frames, np.int64)  # last frame of the run of expert frames
+        self.run_start = np.empty(frames, np.int64)  # first frame of that run
         for e in source.episodes:
             rows = slice(e.start, e.stop)
             self.episode_of[rows] = e.index
@@ -112,6 +113,8 @@ class ChunkData:
             self.root_of[rows] = source.dataset_of(e.index)
             self.last[rows] = e.stop - 1
             self.run_end[rows] = _run_ends(self.expert[rows]) + e.start
+            mirrored = _run_ends(self.expert[rows][::-1])[::-1]
+            self.run_start[rows] = e.stop - 1 - mirrored
         self.episodes = len(source.episodes)
         self.root_count = len(source.datasets)
         self.root_sizes = [d.frame_count for d in source.datasets]
@@ -215,6 +218,10 @@ class BatchSource:
         self._ids = np.stack([ids for ids, _ in encoded])
         self._mask = np.stack([mask for _, mask in encoded])
         self._targets = data.target_objects()
+        # Once the arm moves, its own velocity gives the goal away; where the expert takes over, only
+        # images and instruction do. Drawing those frames more often makes the policy look.
+        onset = frames - data.run_start[frames] < data.config.onset_s * data.fps
+        frames = np.sort(np.repeat(frames, np.where(onset, data.config.onset_factor, 1)))
         roots = data.root_of[frames]
         self._by_root = [frames[roots == r] for r in range(data.root_count)]
         wanted = data.config.weights or tuple(float(len(f)) for f in self._by_root)

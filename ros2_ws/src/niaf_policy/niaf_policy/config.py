@@ -86,6 +86,9 @@ class DataConfig:
     horizon_s: float = 1.0
     # Position labels: 'action' (reference sent to the arm) or 'state' (measured).
     position_source: str = "action"
+    # Frames in the first onset_s of every run of expert frames are drawn onset_factor times as often.
+    onset_s: float = 0.4
+    onset_factor: int = 1
     # Share of episodes kept out of training, and the frames drawn from them per evaluation.
     holdout_fraction: float = 0.05
     holdout_frames: int = 512
@@ -221,6 +224,7 @@ def _check(c: Config) -> None:
         f"one per data.roots entry ({len(d.roots)}), or empty",
     )
     need(all(w >= 0 for w in d.weights), "data.weights", d.weights, "must not be negative")
+    need(d.onset_factor >= 1, "data.onset_factor", d.onset_factor, "must be at least 1")
     need(0 <= d.holdout_fraction < 1, "data.holdout_fraction", d.holdout_fraction, "in [0, 1)")
     need(t.batch_size >= 1, "train.batch_size", t.batch_size, "must be at least 1")
     need(t.steps >= 1, "train.steps", t.steps, "must be at least 1")

@@ -47,7 +47,7 @@ class RecordConfig:
     """Timing in frames and seconds; probabilities per episode."""
 
     fps: int = 20
-    max_s: float = 16.0
+    max_s: float = 14.0
     after_success_s: float = 0.4
     random_start: float = 0.35
     disturbed: float = 0.55

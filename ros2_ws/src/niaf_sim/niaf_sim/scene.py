@@ -54,7 +54,7 @@ class SceneConfig:
     cameras: tuple[CameraConfig, ...] = (
         CameraConfig("scene", 96, 96, 36.0, (1.12, -0.07, 0.62), (0.50, -0.07, 0.02)),
         CameraConfig("wrist", 96, 96, 75.0, (0.08, 0.0, 0.02), (0.035, 0.0, 0.13), "panda_hand"),
-        CameraConfig("overview", 480, 360, 42.0, (1.35, 0.75, 0.85), (0.40, -0.05, 0.20)),
+        CameraConfig("overview", 480, 360, 42.0, (1.45, 0.85, 0.95), (0.32, -0.03, 0.27)),
     )
 
 
