@@ -3,8 +3,8 @@
     make bench ARGS=closed_loop
 
 Runs on the evaluation seeds, which no recording uses: the shipped policy, the policy told another
-colour than the one that is scored, the scripted expert (upper bound), the expert told another colour,
-and an arm that does nothing. Prints one table and writes JSON.
+colour than the one that is scored, the scripted expert (upper bound), the expert told another
+colour, and an arm that does nothing. Prints one table and writes JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ CHECKPOINT = Path(__file__).resolve().parent.parent / "ros2_ws/src/niaf_policy/c
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--checkpoint", default=str(CHECKPOINT))
     parser.add_argument("--episodes", type=int, default=120, help="of the policy")
     parser.add_argument("--control-episodes", type=int, default=60, help="of each control")
@@ -40,7 +42,9 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results | {"policy_episodes": details}, indent=2) + "\n")
 
-    print(f"machine: {platform.processor() or platform.machine()}, Python {platform.python_version()}")
+    print(
+        f"machine: {platform.processor() or platform.machine()}, Python {platform.python_version()}"
+    )
     print(f"{'':>26}  {'success':>9}  {'rate':>6}  95 % interval")
     for name, result in results.items():
         low, high = result["interval95"]

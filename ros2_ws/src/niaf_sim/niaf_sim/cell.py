@@ -14,7 +14,7 @@ import numpy as np
 
 from niaf_sim import scene
 from niaf_sim.drive import DriveBank, DriveConfig
-from niaf_sim.tasks import SuccessRule, Task, goal_reached, parse_instruction
+from niaf_sim.tasks import SuccessRule, goal_reached, parse_instruction
 
 FloatArray = np.ndarray
 
@@ -127,7 +127,7 @@ class Cell:
         qpos = self.data.qpos
         home = np.array(scene.HOME_Q)
         noise = rng.uniform(-1.0, 1.0, 7)
-        spread = self.config.home_noise_rad
+        spread: float | FloatArray = self.config.home_noise_rad
         if start == "random":
             spread = np.array([0.30, 0.15, 0.20, 0.20, 0.20, 0.20, 0.30])
         qpos[self._arm_q] = home + spread * noise
@@ -180,8 +180,12 @@ class Cell:
             return False  # the common case, kept cheap
         speed = float(np.linalg.norm(data.qvel[v : v + 3]))
         return goal_reached(
-            self.task, self.config.success, data.qpos[a : a + 3], speed,
-            np.asarray(self.config.scene.bin_position_m), self.gripper_width_m,
+            self.task,
+            self.config.success,
+            data.qpos[a : a + 3],
+            speed,
+            np.asarray(self.config.scene.bin_position_m),
+            self.gripper_width_m,
         )
 
     def success(self) -> bool:

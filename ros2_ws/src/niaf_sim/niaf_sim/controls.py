@@ -32,15 +32,15 @@ def run_controls(
         runs["policy_wrong_instruction"] = ("policy", True)
     results = {}
     for name, (agent, wrong) in runs.items():
-        result = evaluate(
-            agent, checkpoint, episodes, workers=workers, robot=robot, wrong=wrong
-        )
+        result = evaluate(agent, checkpoint, episodes, workers=workers, robot=robot, wrong=wrong)
         results[name] = {key: result[key] for key in result if key != "episodes_detail"}
     return results
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--episodes", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)

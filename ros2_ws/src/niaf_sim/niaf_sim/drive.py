@@ -1,4 +1,4 @@
-"""FOC motor drive as the controller sees it: torque in, encoder position and estimated velocity out.
+"""FOC motor drive as the controller sees it: torque in, encoder position and velocity out.
 
 One compiled step per physics step and for all joints at once. The model has what a field-oriented
 drive has between the bus and the joint:
@@ -42,9 +42,22 @@ class DriveConfig:
 
 
 @njit(cache=True, nogil=True)
-def drive_step(
-    dt_s, request, command_age_s, q_true, limit, lag_s, lsb_rad, wn, zeta, watchdog_s, damping,
-    torque, q_enc, q_obs, dq_obs,
+def drive_step(  # type: ignore[no-untyped-def]
+    dt_s,
+    request,
+    command_age_s,
+    q_true,
+    limit,
+    lag_s,
+    lsb_rad,
+    wn,
+    zeta,
+    watchdog_s,
+    damping,
+    torque,
+    q_enc,
+    q_obs,
+    dq_obs,
 ):
     """Advance every drive by one physics step; writes torque, q_enc, q_obs, dq_obs in place."""
     tripped = command_age_s > watchdog_s
@@ -75,7 +88,8 @@ class DriveBank:
         n = len(config.torque_limit_nm)
         if len(config.watchdog_damping_nms) != n:
             raise ValueError(
-                f"watchdog_damping_nms has {len(config.watchdog_damping_nms)} entries for {n} joints"
+                f"watchdog_damping_nms has {len(config.watchdog_damping_nms)} entries "
+                f"for {n} joints"
             )
         self.config = config
         self.limit_nm = np.array(config.torque_limit_nm, dtype=np.float64)
@@ -91,7 +105,7 @@ class DriveBank:
         self.watchdog_tripped = True
 
     def reset(self, q_rad: FloatArray, torque_nm: FloatArray | None = None) -> None:
-        """Start at rest at ``q_rad``; ``torque_nm`` is the torque already flowing (holding torque)."""
+        """Start at rest at ``q_rad`` with ``torque_nm`` flowing already (holding torque)."""
         self.q[:] = np.round(q_rad / self._lsb_rad) * self._lsb_rad
         self._q_observer[:] = self.q
         self.dq[:] = 0.0
@@ -106,13 +120,25 @@ class DriveBank:
         self.command_age_s = 0.0
 
     def step(self, dt_s: float, q_true: FloatArray) -> FloatArray:
-        """Advance by ``dt_s`` with the true joint angles; returns the torque on the shaft, Nm[n]."""
+        """Advance by ``dt_s`` with the true joint angles; returns the shaft torque, Nm[n]."""
         c = self.config
         self.watchdog_tripped = bool(
             drive_step(
-                dt_s, self.request_nm, self.command_age_s, q_true, self.limit_nm, c.current_loop_s,
-                self._lsb_rad, self._wn, c.observer_damping, c.watchdog_s, self._damping,
-                self.torque_nm, self.q, self._q_observer, self.dq,
+                dt_s,
+                self.request_nm,
+                self.command_age_s,
+                q_true,
+                self.limit_nm,
+                c.current_loop_s,
+                self._lsb_rad,
+                self._wn,
+                c.observer_damping,
+                c.watchdog_s,
+                self._damping,
+                self.torque_nm,
+                self.q,
+                self._q_observer,
+                self.dq,
             )
         )
         self.command_age_s += dt_s

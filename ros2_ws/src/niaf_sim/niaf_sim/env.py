@@ -4,9 +4,9 @@ Deterministic by seed and faster than real time. The torque comes from the same
 :class:`niaf_impedance.controller.ImpedanceController` that the ROS node runs, so what is learnt and
 measured here is the law that moves the arm there.
 
-An *agent* is called at every replanning instant with the environment and an observation and returns a
-reference (or None to leave the running one). Its reference is offered ``latency_s`` later, as a
-policy's inference time would delay it.
+An *agent* is called at every replanning instant with the environment and an observation and
+returns a reference (or None to leave the running one). Its reference is offered ``latency_s``
+later, as a policy's inference time would delay it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OBSERVED_CAMERAS = ("scene", "wrist")
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy sees. ``state`` is float64[15]: q (7, rad), dq (7, rad/s), gripper width (m)."""
+    """What a policy sees. ``state`` float64[15]: q (7, rad), dq (7, rad/s), gripper width (m)."""
 
     images: dict[str, np.ndarray]
     state: FloatArray

@@ -99,7 +99,9 @@ class TickStatistics:
         joints = len(self._limit)
         return {
             "tracking_rms_rad": float(np.sqrt(self.error_square / n / joints)),
-            "reference_acceleration_rms_rad_s2": float(np.sqrt(self.acceleration_square / n / joints)),
+            "reference_acceleration_rms_rad_s2": float(
+                np.sqrt(self.acceleration_square / n / joints)
+            ),
             "reference_jerk_rms_rad_s3": float(np.sqrt(self.jerk_square / n / joints)),
             "peak_torque_ratio": self.peak_torque_ratio,
             "peak_velocity_rad_s": self.peak_velocity,
@@ -158,13 +160,18 @@ def _work(job: EvaluationJob, queue: Any) -> None:
             frames: list[np.ndarray] = []
             film = k < job.video_episodes
 
-            def keep(env: LockstepEnv, observation: Observation) -> None:
-                frames.append(env.cell.render("overview"))
+            def keep(
+                env: LockstepEnv, observation: Observation, clip: list[np.ndarray] = frames
+            ) -> None:
+                clip.append(env.cell.render("overview"))
 
             result = run_episode(env, agent, job.episode, keep if film else None)
             row = {
-                "seed": seed, "instruction": task.instruction, "told": told,
-                **asdict(result), **statistics.summary(),
+                "seed": seed,
+                "instruction": task.instruction,
+                "told": told,
+                **asdict(result),
+                **statistics.summary(),
             }
             queue.put((row, np.stack(frames) if film else None))
         env.cell.close()
@@ -202,7 +209,11 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     instructions = sorted({row["instruction"] for row in rows}, key=INSTRUCTIONS.index)
     figures = {}
-    for key in ("tracking_rms_rad", "reference_acceleration_rms_rad_s2", "reference_jerk_rms_rad_s3"):
+    for key in (
+        "tracking_rms_rad",
+        "reference_acceleration_rms_rad_s2",
+        "reference_jerk_rms_rad_s3",
+    ):
         figures[key] = float(np.sqrt(np.mean([row[key] ** 2 for row in rows])))
     for key in ("peak_torque_ratio", "peak_velocity_rad_s"):
         figures[key] = float(np.max([row[key] for row in rows]))
@@ -288,10 +299,14 @@ def evaluate(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--agent", choices=AGENTS, default="policy")
     parser.add_argument("--checkpoint", help="checkpoint folder of the policy")
-    parser.add_argument("--factory", default=DEFAULT_POLICY_FACTORY, help="module:function of the policy")
+    parser.add_argument(
+        "--factory", default=DEFAULT_POLICY_FACTORY, help="module:function of the policy"
+    )
     parser.add_argument("--episodes", type=int, default=120)
     parser.add_argument("--seed", type=int, default=EVALUATION_SEED, help="first seed")
     parser.add_argument("--workers", type=int, default=2)
@@ -305,8 +320,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     timing = EpisodeConfig(args.replan_s, args.latency_s, args.timeout_s)
     result = evaluate(
-        args.agent, args.checkpoint, args.episodes, args.seed, args.workers, args.robot,
-        args.factory, args.wrong_instruction, timing, args.video,
+        args.agent,
+        args.checkpoint,
+        args.episodes,
+        args.seed,
+        args.workers,
+        args.robot,
+        args.factory,
+        args.wrong_instruction,
+        timing,
+        args.video,
     )
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)

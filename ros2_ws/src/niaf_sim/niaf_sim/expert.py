@@ -1,12 +1,12 @@
 """Scripted expert: plans the rest of a task from any state, with privileged object poses.
 
 The plan depends only on the present state (arm, gripper, cubes), not on how it came about. So the
-same expert demonstrates from the home pose, recovers from disturbances, and corrects a policy on the
-policy's own states (DAgger, Ross et al. 2011).
+same expert demonstrates from the home pose, recovers from disturbances, and corrects a policy on
+the policy's own states (DAgger, Ross et al. 2011).
 
 A plan is a list of straight tool motions with minimum-jerk timing and of gripper motions. It is
-sampled every ``knot_s``, turned into joint positions by inverse kinematics, and joined by a C2 spline
-that starts with the arm's present velocity.
+sampled every ``knot_s``, turned into joint positions by inverse kinematics, and joined by a C2
+spline that starts with the arm's present velocity.
 """
 
 from __future__ import annotations
@@ -95,9 +95,7 @@ class Expert:
         )
         gap = np.linalg.norm(cube - tool_m)
         half = cell.config.scene.cube_half_m
-        gripping = (
-            command_m < 0.04 and gap < 0.03 and half < cell.gripper_width_m < 3.2 * half
-        )
+        gripping = command_m < 0.04 and gap < 0.03 and half < cell.gripper_width_m < 3.2 * half
         if cell.task.kind == "bin" and in_bin and not gripping:
             return self._leave(cell, tool_m)
         moves: list[_Move] = []
@@ -105,13 +103,17 @@ class Expert:
             moves += self._approach(cell, tool_m, cube, command_m)
             grasp = np.array([cube[0], cube[1], max(cube[2], half) - half + c.grasp_m])
             start = moves[-1].position_m if moves else tool_m
-            moves.append(self._move(tool_m if start is None else start, grasp, c.slow_speed_m_s, c.open_m))
+            moves.append(
+                self._move(tool_m if start is None else start, grasp, c.slow_speed_m_s, c.open_m)
+            )
             moves.append(_Move(None, c.close_s, c.closed_m))
             at = grasp
         else:
             at = tool_m
         if cell.task.kind == "pick":
-            moves.append(self._move(at, np.array([at[0], at[1], c.lift_m]), c.speed_m_s, c.closed_m))
+            moves.append(
+                self._move(at, np.array([at[0], at[1], c.lift_m]), c.speed_m_s, c.closed_m)
+            )
             moves.append(_Move(None, c.rest_s, c.closed_m))
             return moves
         return moves + self._deliver(cell, at)

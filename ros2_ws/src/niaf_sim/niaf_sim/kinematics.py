@@ -17,7 +17,9 @@ class UnreachableError(ValueError):
 class ToolKinematics:
     """Tool pose of a serial arm; joints outside ``joint_names`` are locked at zero."""
 
-    def __init__(self, urdf: Path, joint_names: tuple[str, ...], frame: str = "panda_hand_tcp") -> None:
+    def __init__(
+        self, urdf: Path, joint_names: tuple[str, ...], frame: str = "panda_hand_tcp"
+    ) -> None:
         full = pin.buildModelFromUrdf(str(urdf))
         keep = {full.getJointId(name) for name in joint_names}
         lock = [i for i in range(1, full.njoints) if i not in keep]

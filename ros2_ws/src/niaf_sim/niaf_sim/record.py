@@ -4,8 +4,8 @@
     python -m niaf_sim.record --out data/dagger1 --episodes 300 --checkpoint runs/demo/checkpoint
 
 Each worker writes its own directory ``part-NNN`` (a dataset by itself). A demonstration is disturbed
-now and then by a random detour; with a checkpoint, policy and expert take turns (human-gated DAgger,
-Kelly et al. 2019), so that the expert shows the way back from the states the policy really visits.
+now and then by a random detour; with a checkpoint, policy and expert take turns (human-gated
+DAgger, Kelly et al. 2019), so that the expert shows the way back from the states the policy really visits.
 Frames in which the expert was not driving carry ``is_expert`` False and are never labels.
 """
 
@@ -200,10 +200,15 @@ def _work(job: WorkerJob, queue: Any) -> None:
 
 
 def record(
-    out: Path, episodes: int, seed: int, workers: int, robot: str,
-    checkpoint: str | None = None, factory: str = DEFAULT_POLICY_FACTORY,
+    out: Path,
+    episodes: int,
+    seed: int,
+    workers: int,
+    robot: str,
+    checkpoint: str | None = None,
+    factory: str = DEFAULT_POLICY_FACTORY,
 ) -> dict[str, Any]:
-    """Record ``episodes`` with ``workers`` processes under ``out``; returns and writes a summary."""
+    """Record ``episodes`` with ``workers`` processes; returns and writes a summary."""
     if seed + episodes > EVALUATION_SEED:
         raise SystemExit(
             f"seeds {seed}..{seed + episodes - 1} reach into the evaluation seeds "
@@ -249,14 +254,20 @@ def record(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="directory for the part-NNN datasets")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory for the part-NNN datasets"
+    )
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0, help="first seed")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--robot", default="panda", help="robot config: name or YAML file")
     parser.add_argument("--checkpoint", help="record corrections of this policy")
-    parser.add_argument("--factory", default=DEFAULT_POLICY_FACTORY, help="module:function of the policy")
+    parser.add_argument(
+        "--factory", default=DEFAULT_POLICY_FACTORY, help="module:function of the policy"
+    )
     args = parser.parse_args(argv)
     summary = record(
         args.out, args.episodes, args.seed, args.workers, args.robot, args.checkpoint, args.factory

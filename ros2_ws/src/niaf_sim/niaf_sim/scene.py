@@ -2,7 +2,7 @@
 
 The robot comes from the ``example-robot-data`` URDF. URDF has no actuators, rotor inertia or
 usable friction, so they are added here from :class:`SceneConfig`. The arm's collision meshes double
-as its visuals: MuJoCo has no decoder for the ``.dae`` visuals, and 2300 faces render fast in software.
+as its visuals: MuJoCo has no decoder for the ``.dae`` ones, and 2300 faces render fast in software.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GRIPPER_MAX_M = 0.08
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """A camera: image size in pixels, vertical field of view in degrees, pose in its parent body."""
+    """A camera: image size in pixels, vertical field of view in degrees, pose in its body."""
 
     name: str
     width: int
@@ -193,15 +193,34 @@ def _add_gripper(spec: mujoco.MjSpec, config: SceneConfig) -> None:
 def _add_world(spec: mujoco.MjSpec, config: SceneConfig) -> None:
     box, plane = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_PLANE
     world = spec.worldbody
-    world.add_light(pos=(0.6, 0.6, 2.0), dir=(-0.1, -0.3, -1.0), castshadow=False,
-                    diffuse=(0.7, 0.7, 0.7), specular=(0.1, 0.1, 0.1))
+    world.add_light(
+        pos=(0.6, 0.6, 2.0),
+        dir=(-0.1, -0.3, -1.0),
+        castshadow=False,
+        diffuse=(0.7, 0.7, 0.7),
+        specular=(0.1, 0.1, 0.1),
+    )
     spec.visual.headlight.ambient = (0.35, 0.35, 0.35)
     spec.visual.headlight.diffuse = (0.35, 0.35, 0.35)
     spec.visual.headlight.specular = (0.0, 0.0, 0.0)
-    world.add_geom(name="floor", type=plane, size=(3.0, 3.0, 0.1), pos=(0.0, 0.0, -0.75),
-                   rgba=(0.45, 0.48, 0.52, 1.0), contype=2, conaffinity=3)
-    world.add_geom(name="table", type=box, size=(0.5, 0.6, 0.02), pos=(0.42, 0.0, -0.02),
-                   rgba=(0.72, 0.60, 0.45, 1.0), contype=2, conaffinity=3)
+    world.add_geom(
+        name="floor",
+        type=plane,
+        size=(3.0, 3.0, 0.1),
+        pos=(0.0, 0.0, -0.75),
+        rgba=(0.45, 0.48, 0.52, 1.0),
+        contype=2,
+        conaffinity=3,
+    )
+    world.add_geom(
+        name="table",
+        type=box,
+        size=(0.5, 0.6, 0.02),
+        pos=(0.42, 0.0, -0.02),
+        rgba=(0.72, 0.60, 0.45, 1.0),
+        contype=2,
+        conaffinity=3,
+    )
     x, y, z = config.bin_position_m
     half, wall, height = config.bin_half_m, 0.004, config.bin_wall_m
     grey = (0.30, 0.30, 0.33, 1.0)
@@ -213,12 +232,28 @@ def _add_world(spec: mujoco.MjSpec, config: SceneConfig) -> None:
         ("y-", (half, wall, height / 2), (x, y - half, z + height / 2)),
     )
     for name, size, position in panels:
-        world.add_geom(name=f"bin_{name}", type=box, size=size, pos=position, rgba=grey,
-                       contype=2, conaffinity=3)
+        world.add_geom(
+            name=f"bin_{name}",
+            type=box,
+            size=size,
+            pos=position,
+            rgba=grey,
+            contype=2,
+            conaffinity=3,
+        )
     for i, rgba in enumerate(CUBE_RGBA):
         body = world.add_body(name=f"cube{i}", pos=(0.5, 0.1 * i, config.cube_half_m))
         body.add_freejoint(name=f"cube{i}")
-        body.add_geom(name=f"cube{i}", type=box, size=(config.cube_half_m,) * 3, rgba=rgba,
-                      mass=config.cube_mass_kg, friction=(1.0, 0.02, 0.001), condim=4,
-                      solimp=(0.95, 0.99, 0.001, 0.5, 2.0), solref=(0.004, 1.0),
-                      contype=2, conaffinity=3)
+        body.add_geom(
+            name=f"cube{i}",
+            type=box,
+            size=(config.cube_half_m,) * 3,
+            rgba=rgba,
+            mass=config.cube_mass_kg,
+            friction=(1.0, 0.02, 0.001),
+            condim=4,
+            solimp=(0.95, 0.99, 0.001, 0.5, 2.0),
+            solref=(0.004, 1.0),
+            contype=2,
+            conaffinity=3,
+        )

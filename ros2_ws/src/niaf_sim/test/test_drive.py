@@ -1,4 +1,4 @@
-"""The drive model behaves as a FOC drive does: lag, saturation, quantisation, observer, watchdog."""
+"""The drive model behaves as a FOC drive: lag, saturation, quantisation, observer, watchdog."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,7 @@ DT_S = 0.0005
 
 
 def one_joint(**changes):
-    return DriveBank(
-        DriveConfig(torque_limit_nm=(10.0,), watchdog_damping_nms=(5.0,), **changes)
-    )
+    return DriveBank(DriveConfig(torque_limit_nm=(10.0,), watchdog_damping_nms=(5.0,), **changes))
 
 
 def run(drive, position, seconds, torque=None):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from niaf_data.features import recording_features
 from niaf_data.reader import open_dataset
 from niaf_data.writer import LeRobotWriter
-from niaf_data.features import recording_features
 from niaf_sim import scene
 from niaf_sim.agents import ExpertAgent, NothingAgent
 from niaf_sim.env import EpisodeConfig, LockstepEnv, robot_config, run_episode
@@ -120,9 +120,17 @@ def test_wilson_interval_matches_the_published_example():
 
 def test_summary_groups_by_instruction():
     row = {
-        "instruction": INSTRUCTIONS[0], "success": True, "duration_s": 3.0, "offered": 4,
-        "refused": 1, "reasons": {"EXHAUSTED": 1}, "tracking_rms_rad": 3.0, "reference_acceleration_rms_rad_s2": 0.0,
-        "reference_jerk_rms_rad_s3": 0.0, "peak_torque_ratio": 0.5, "peak_velocity_rad_s": 1.0,
+        "instruction": INSTRUCTIONS[0],
+        "success": True,
+        "duration_s": 3.0,
+        "offered": 4,
+        "refused": 1,
+        "reasons": {"EXHAUSTED": 1},
+        "tracking_rms_rad": 3.0,
+        "reference_acceleration_rms_rad_s2": 0.0,
+        "reference_jerk_rms_rad_s3": 0.0,
+        "peak_torque_ratio": 0.5,
+        "peak_velocity_rad_s": 1.0,
     }
     other = {**row, "instruction": INSTRUCTIONS[3], "success": False, "tracking_rms_rad": 4.0}
     result = summarise([row, other])

@@ -50,7 +50,9 @@ def test_tool_points_down_above_the_cube_before_it_descends(cell, expert):
 
 def test_inverse_kinematics_reaches_what_it_says(expert):
     q = expert.tool.solve(
-        np.array([0.5, 0.1, 0.1]), np.diag([1.0, -1.0, -1.0]), np.array(expert._posture),
+        np.array([0.5, 0.1, 0.1]),
+        np.diag([1.0, -1.0, -1.0]),
+        np.array(expert._posture),
         expert._posture,
     )
     position, rotation = expert.tool.pose(q)

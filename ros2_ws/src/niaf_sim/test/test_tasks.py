@@ -20,7 +20,9 @@ def test_every_instruction_parses_to_its_task(task):
     assert parse_instruction(f"  {task.instruction.upper()}. ") == task
 
 
-@pytest.mark.parametrize("text", ["", "dance", "pick up the yellow cube", "pick up the red cube now"])
+@pytest.mark.parametrize(
+    "text", ["", "dance", "pick up the yellow cube", "pick up the red cube now"]
+)
 def test_unknown_instructions_are_refused_with_the_known_ones(text):
     with pytest.raises(UnknownInstructionError) as error:
         parse_instruction(text)
