@@ -97,14 +97,20 @@ def auxiliary_loss(
 ) -> Tensor:
     """Mean squared error of object positions in units of their standard deviation.
 
-    predicted [B, M+1, 3]; objects [B, 3M] metres; target [B] index of the named object, -1: none.
+    predicted [B, M+1+Q, 3]: M objects, then answers for the named object (one from the encoder,
+    one from each decoder output); objects [B, 3M] metres; target [B] index of the named object,
+    -1: none.
     """
     truth = ((objects - scales.object_mean) / scales.object_std).view(len(objects), -1, 3)
-    loss = (predicted[:, :-1] - truth).square().mean()
+    count = truth.shape[1]
+    loss = (predicted[:, :count] - truth).square().mean()
     named = target >= 0
     if bool(named.any()):
         rows = torch.arange(len(objects), device=objects.device)[named]
-        loss = loss + (predicted[named, -1] - truth[rows, target[named]]).square().mean()
+        wanted = truth[rows, target[named]].unsqueeze(1)  # [named, 1, 3]
+        loss = loss + (predicted[named, count : count + 1] - wanted).square().mean()
+        if predicted.shape[1] > count + 1:
+            loss = loss + (predicted[named, count + 1 :] - wanted).square().mean()
     return loss
 
 

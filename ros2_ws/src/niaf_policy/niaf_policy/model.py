@@ -40,7 +40,9 @@ class StateToken(nn.Module):
 class AuxiliaryHead(nn.Module):
     """Training only: privileged object positions read from the encoder's tokens.
 
-    One learned query per object plus one for the object that the instruction names.
+    One learned query per object plus one for the object that the instruction names. The named
+    object is read from every output of the decoder too: the modulations are linear in these, so
+    the goal has to be in them before a motion towards it can be learned.
     """
 
     def __init__(self, objects: int, width: int, heads: int) -> None:
@@ -48,15 +50,19 @@ class AuxiliaryHead(nn.Module):
         self.queries = nn.Parameter(torch.randn(objects + 1, width) * 0.5)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.read = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3))
+        self.read_decoded = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3))
 
-    def forward(self, encoded: Tensor, mask: Tensor) -> Tensor:
-        """encoded [B, S, d], mask [B, S] -> normalised positions [B, M + 1, 3]."""
+    def forward(self, encoded: Tensor, mask: Tensor, decoded: Tensor) -> Tensor:
+        """encoded [B, S, d], mask [B, S], decoded [B, Q, d] -> normalised positions.
+
+        [B, M + 1 + Q, 3]: M objects, the named one, the named one from each decoder output.
+        """
         queries = self.queries.expand(encoded.shape[0], -1, -1)
         hidden_tokens = mask == 0
         seen, _ = self.attention(
             queries, encoded, encoded, key_padding_mask=hidden_tokens, need_weights=False
         )
-        return self.read(seen + queries)
+        return torch.cat([self.read(seen + queries), self.read_decoded(decoded)], dim=1)
 
 
 class NiafPolicy(nn.Module):
@@ -106,7 +112,7 @@ class NiafPolicy(nn.Module):
 
         images [B, V, h, w, 3] in 0..255; state [B, D] (rad, gripper m); velocity [B, J] rad/s;
         text_ids [B, S] or its embeddings text [B, S, d]; text_mask [B, S].
-        Returns gamma [B, gamma_length], beta [B, L*H] (float32), auxiliary [B, M+1, 3] or None.
+        Returns gamma [B, gamma_length], beta [B, L*H] (float32), auxiliary [B, M+1+Q, 3] or None.
         """
         if text is None:
             if text_ids is None:
@@ -118,7 +124,7 @@ class NiafPolicy(nn.Module):
             gamma, beta = self.heads(z.float())
         extra = None
         if self.auxiliary is not None and self.training:
-            extra = self.auxiliary(encoded, mask).float()
+            extra = self.auxiliary(encoded, mask, z).float()
         return gamma, beta, extra
 
 

@@ -159,7 +159,7 @@ class Trainer:
         mark = "ema." + TRAINING_ONLY
         found = {k.removeprefix(mark): v for k, v in tensors.items() if k.startswith(mark)}
         if found:
-            self.model.auxiliary.load_state_dict(found)
+            self.model.auxiliary.load_state_dict(found, strict=False)
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         o = self.config.optimizer
@@ -284,7 +284,7 @@ class Trainer:
             index = batch.target[named]
             truth = batch.objects[named].view(len(index), -1, 3)
             rows = torch.arange(len(index), device=index.device)
-            answer = auxiliary[named, -1] * scale.object_std.view(-1, 3)[index]
+            answer = auxiliary[named, len(self.normalization.object_names)] * scale.object_std.view(-1, 3)[index]
             answer = answer + scale.object_mean.view(-1, 3)[index]
             out["object_error_m"] = float((answer - truth[rows, index]).norm(dim=-1).mean())
         return out
