@@ -2,7 +2,7 @@
 # Everything sets up what is missing first. Settings: PYTHON=, TORCH_ARGS=, PIP_ARGS=, NIAF_VENV= (scripts/setup.sh).
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-controller data train eval clean distclean
+.PHONY: help setup demo test lint bench bench-controller data train policy eval clean distclean
 export PYTHON TORCH_ARGS PIP_ARGS NIAF_ROS NIAF_VENV EPISODES SEED VIEWER CHECKPOINT CONFIG
 RUN := scripts/run.sh
 
@@ -32,6 +32,9 @@ data:  ## expert episodes in the simulator, into data/demo: EPISODES=600 SEED=0 
 
 train:  ## train the shipped checkpoint's configuration: CONFIG= ARGS="section.name=value"
 	@NIAF_STEP=train $(RUN) scripts/train.sh $(ARGS)
+
+policy:  ## the shipped checkpoint from nothing: data, training, corrections, evaluation (2.5 h)
+	@NIAF_STEP=policy $(RUN) scripts/policy.sh
 
 eval:  ## closed loop in the lock-step environment: EPISODES=120 CHECKPOINT= ARGS=
 	@NIAF_STEP=eval $(RUN) scripts/eval.sh $(ARGS)

@@ -174,7 +174,7 @@ sources_hash() {
             sort -z | xargs -0 sha256sum
         # names only: existing data files and modules are links
         find ros2_ws/src launch \( -name __pycache__ -o -name test \) -prune -o -type f \( -path '*/config/*' -o -path '*/launch/*' \
-            -o -path '*/urdf/*' -o -path '*/checkpoints/*' -o -path '*/rqt/*' -o -path '*/layouts/*' \) -print | grep -v '/niaf_[a-z]*/niaf_[a-z]*/' | sort || true
+            -o -path '*/urdf/*' -o -path '*/checkpoints/*' -o -path '*/rqt/*' -o -path '*/layouts/*' -o -path '*/checkpoints/*' \) -print | grep -v '/niaf_[a-z]*/niaf_[a-z]*/' | sort || true
         cat "$stamp"
         printf '%s\n' "$NIAF_WS" "$NIAF_SOURCE"
     } | sha256sum | cut -c1-64

@@ -13,11 +13,12 @@ setup(
         ("share/ament_index/resource_index/packages", ["resource/" + package_name]),
         ("share/" + package_name, ["package.xml"]),
         ("share/" + package_name + "/config", glob("config/*.yaml")),
+        ("share/" + package_name + "/checkpoints/demo", glob("checkpoints/demo/*")),
     ],
     install_requires=[
         "setuptools",
         "numpy>=1.26",
-        "torch>=2.4",
+        "torch>=2.6",
         "transformers>=5.0",
         "tokenizers>=0.20",
         "safetensors>=0.4",

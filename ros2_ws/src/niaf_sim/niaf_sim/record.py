@@ -1,7 +1,7 @@
 """Record expert demonstrations, and expert corrections of a policy, as LeRobot v3 directories.
 
     python -m niaf_sim.record --out data/demo --episodes 600 --workers 2
-    python -m niaf_sim.record --out data/dagger1 --episodes 300 --checkpoint runs/demo/checkpoint
+    python -m niaf_sim.record --out data/dagger1 --episodes 160 --seed 10000 --checkpoint DIR
 
 Each worker writes its own directory ``part-NNN`` (a dataset by itself). A demonstration is disturbed
 now and then by a random detour; with a checkpoint, policy and expert take turns (human-gated
