@@ -21,6 +21,8 @@ else
     export PATH="$NIAF_VENV/bin:$PATH" VIRTUAL_ENV="$NIAF_VENV"
 fi
 . "$NIAF_WS/install/local_setup.bash"
+# numba notices a change of a compiled function's own file only, not of what it calls: one cache per state of the sources.
+export NUMBA_CACHE_DIR="${NUMBA_CACHE_DIR:-$NIAF_WS/build/numba/$(cat "$NIAF_SOURCE"/ros2_ws/src/niaf_{field,impedance,sim}/niaf_*/*.py | sha256sum | cut -c1-12)}"
 # niaf_start by its name
 case ":$PATH:" in
     *":$NIAF_WS/install/niaf_bringup/lib/niaf_bringup:"*) ;;
