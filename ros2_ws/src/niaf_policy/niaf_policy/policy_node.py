@@ -31,6 +31,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.subscription import Subscription
 from rclpy.timer import Timer
 from sensor_msgs.msg import Image
 
@@ -59,7 +60,7 @@ IDLE_FEEDBACK_PERIOD_S = 0.5
 WORKER_WAIT_S = 0.1
 WARM_UP_INFERENCES = 3
 STATES_KEPT = 1000
-SHUTDOWN_S = 1.0
+LAST_WORDS_S = 0.3
 
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _RELIABLE_NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -149,12 +150,14 @@ class PolicyNode(LifecycleNode):
         self._sequence = 0  # grows over the life of the process
         self._epoch_sec = int(time.time())
         self._rejection = ""
+        self._last_end = ""
         self._problem = ""
-        self._owned: list[tuple[Callable[[Any], Any], Any]] = []
+        self._images: dict[str, Subscription] = {}
         # Guards buffer, figures, goal and pacer; notified when an image or a goal arrives.
         self._changed = threading.Condition()
         self._limits = self._pairing_limits({})
         self.add_post_set_parameters_callback(self._on_parameters_set)
+        self._create_entities()
         self._autostart_timer: Timer | None = None
         if self.get_parameter("autostart").value:
             self._autostart_timer = self.create_timer(0.05, self._autostart, clock=_steady())
@@ -226,8 +229,8 @@ class PolicyNode(LifecycleNode):
         except (RuntimeError, ValueError, OSError) as error:
             self.get_logger().error(f"cannot configure: {' '.join(str(error).split())}")
             return FAILURE
-        self._create_entities(session)
         self._session = session
+        self._subscribe_to(policy.cameras)
         prior = policy.prior
         self.get_logger().info(
             f"{checkpoint}: prior {prior.prior_id[:12]} (L={prior.L}, H={prior.H}, D={prior.D}), "
@@ -255,30 +258,28 @@ class PolicyNode(LifecycleNode):
 
     def _start_worker(self, session: Session) -> None:
         """Start the worker and wait until it is warm: the network must be warm in its thread."""
-        states = PolledStates(self, "joint_states", STATES_KEPT)
-        worker = threading.Thread(target=self._work, args=(session, states), name="inference")
+        worker = threading.Thread(target=self._work, args=(session,), name="inference")
         worker.start()
         session.ready.wait()
         if session.warm_up_problem:
             worker.join()
-            states.destroy()
             raise ValueError(session.warm_up_problem)
         self._worker = worker
-        self._owned.append((lambda s: s.destroy(), states))
 
-    def _create_entities(self, session: Session) -> None:
-        def own(destroy: Callable[[Any], Any], entity: Any) -> Any:
-            self._owned.append((destroy, entity))
-            return entity
+    def _create_entities(self) -> None:
+        """What does not depend on the checkpoint.
 
-        self._field_publisher = own(
-            self.destroy_publisher,
-            self.create_publisher(ActionField, "~/action_field", _RELIABLE_NEWEST),
+        Nothing is destroyed before the node itself, and callbacks do nothing while there is no
+        session: EventsExecutor may crash on events of an entity that was destroyed before it.
+        """
+        self._field_publisher = self.create_publisher(
+            ActionField, "~/action_field", _RELIABLE_NEWEST
         )
         self._status_publishers = [
-            own(self.destroy_publisher, self.create_publisher(DiagnosticArray, topic, 10))
+            self.create_publisher(DiagnosticArray, topic, 10)
             for topic in ("~/status", "/diagnostics")
         ]
+        self._states = PolledStates(self, "joint_states", STATES_KEPT)
         self._server = GoalServer(
             self,
             ExecuteInstruction,
@@ -288,21 +289,18 @@ class PolicyNode(LifecycleNode):
             handle_accepted_callback=self._on_accepted,
             cancel_callback=self._on_cancel,
         )
-        self._owned.append((lambda server: server.destroy(), self._server))
-        for camera in session.policy.cameras:
-            own(
-                self.destroy_subscription,
-                self.create_subscription(
+        self.create_timer(SUPERVISION_PERIOD_S, self._supervise, clock=_steady())
+        self.create_timer(1.0, self._publish_diagnostics, clock=_steady())
+
+    def _subscribe_to(self, cameras: tuple[str, ...]) -> None:
+        for camera in cameras:
+            if camera not in self._images:
+                self._images[camera] = self.create_subscription(
                     Image,
                     _image_topic(camera),
-                    lambda message, camera=camera: self._on_image(camera, message),
+                    functools.partial(self._on_image, camera),
                     _NEWEST,
-                ),
-            )
-        for period_s, callback in (
-            (SUPERVISION_PERIOD_S, self._supervise), (1.0, self._publish_diagnostics),
-        ):
-            own(self.destroy_timer, self.create_timer(period_s, callback, clock=_steady()))
+                )
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._taking_goals = True
@@ -337,9 +335,6 @@ class PolicyNode(LifecycleNode):
             self._worker.join()
         self._worker = None
         self._session = None
-        for destroy, entity in reversed(self._owned):
-            destroy(entity)
-        self._owned.clear()
 
     # -- goals (executor's thread) ---------------------------------------------------------------
     def _on_goal(self, request: ExecuteInstruction.Goal) -> GoalResponse:
@@ -386,7 +381,9 @@ class PolicyNode(LifecycleNode):
         """No field of the running goal is published after this; ``_supervise`` reports the end."""
         with self._changed:
             goal, self._goal = self._goal, None
+            self._problem = ""
             if goal is not None:
+                self._last_end = f"'{goal.instruction}': {outcome}"
                 goal.outcome, goal.success = outcome, success
                 self._finished.append(goal)
 
@@ -458,7 +455,7 @@ class PolicyNode(LifecycleNode):
     # -- images (executor's thread) --------------------------------------------------------------
     def _on_image(self, camera: str, message: Image) -> None:
         session = self._session
-        if session is None:
+        if session is None or camera not in session.policy.cameras:
             return
         stamp = message.header.stamp
         try:
@@ -482,7 +479,7 @@ class PolicyNode(LifecycleNode):
             self._changed.notify_all()
 
     # -- inference (worker's thread) -------------------------------------------------------------
-    def _work(self, session: Session, states: PolledStates) -> None:
+    def _work(self, session: Session) -> None:
         session.warm_up_problem = self._warm_up(session)
         session.ready.set()
         if session.warm_up_problem:
@@ -496,7 +493,7 @@ class PolicyNode(LifecycleNode):
                 if not fresh:
                     self._changed.wait(WORKER_WAIT_S)
                     goal = self._goal
-                for stamp_ns, data in states.take_all():
+                for stamp_ns, data in self._states.take_all():
                     session.buffer.add_state(stamp_ns, data)
                 stamp = session.buffer.view_stamp_ns()
                 if goal is None or goal.failure or (stamp == considered and goal is served):
@@ -599,6 +596,7 @@ class PolicyNode(LifecycleNode):
             status.message = problem or f"executing '{goal.instruction}'"
         status.values = _key_values({
             "instruction": "" if goal is None else goal.instruction,
+            "last goal ended": self._last_end,
             "last rejected goal": self._rejection,
             "fields": figures.fields,
             "field sequence": self._sequence,
@@ -619,16 +617,19 @@ class PolicyNode(LifecycleNode):
             publisher.publish(message)
 
     # -- end -------------------------------------------------------------------------------------
-    def begin_shutdown(self) -> None:
-        """End the goal; the caller keeps spinning a little so that its result is sent."""
+    def begin_shutdown(self) -> bool:
+        """End the goal. True: there was one; spin a little longer so that its result is sent."""
         self._taking_goals = False
+        running = self._goal is not None
         self._end_goal("the policy node was stopped", success=False)
-        if self._session is not None:
-            self._supervise()
+        self._supervise()
+        return running
 
     def close(self) -> None:
         """Release everything, after the last spin."""
         self._release()
+        self._server.destroy()
+        self._states.destroy()
         self.destroy_node()
 
 
@@ -644,36 +645,43 @@ def _key_values(values: dict[str, Any]) -> list[KeyValue]:
     return [KeyValue(key=key, value=str(value)) for key, value in values.items()]
 
 
+def _load_policy(checkpoint: str, threads: int) -> PolicyLike:
+    from niaf_policy.runtime import load_policy  # torch: not before signals are in hand
+
+    return load_policy(checkpoint, threads)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; exit code 2 when it cannot start."""
-    try:
-        print("policy: loading torch", flush=True)
-        from niaf_policy.runtime import load_policy  # takes seconds: not at the top of the file
-    except KeyboardInterrupt:
-        return 130
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = PolicyNode(load_policy)
+        node = PolicyNode(_load_policy)
+        node.get_logger().info("loading torch")
+        import niaf_policy.runtime  # noqa: F401  seconds, in which SIGINT ends the process at once
     except ParameterException as error:
         print(f"policy: cannot start: {error}", file=sys.stderr, flush=True)
         rclpy.try_shutdown()
         return 2
+    except KeyboardInterrupt:
+        rclpy.try_shutdown()
+        return 130
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
     executor = EventsExecutor()
     executor.add_node(node)
     code = 0
     try:
         while not (stopping.is_set() or node.failed):
             executor.spin_once(timeout_sec=0.1)
-        node.begin_shutdown()
-        end_s = time.monotonic() + (0.0 if node.failed else 0.2)
+        end_s = time.monotonic() + (LAST_WORDS_S if node.begin_shutdown() else 0.0)
         while time.monotonic() < end_s:
             executor.spin_once(timeout_sec=0.02)
     except Exception as error:  # a callback failed: end the whole node, in order
         print(f"policy: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         code = 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # Python's own end would restore the default action
     executor.remove_node(node)
     node.close()
     rclpy.try_shutdown()

@@ -68,13 +68,19 @@ class FakeRobot:
         self.stopping = threading.Event()
         self.executor = SingleThreadedExecutor(context=context)
         self.executor.add_node(self.node)
-        self.threads = [threading.Thread(target=self._spin), threading.Thread(target=self._run)]
-        for thread in self.threads:
-            thread.start()
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
 
-    def _spin(self) -> None:
-        while not self.stopping.is_set():
-            self.executor.spin_once(timeout_sec=0.05)
+    def until(self, condition, timeout_s, what) -> None:
+        # Only this thread spins: a client that sends from another one may lose the answer.
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def rest(self, duration_s) -> None:
+        end = time.monotonic() + duration_s
+        self.until(lambda: time.monotonic() > end, duration_s + 60.0, "time")
 
     def _run(self) -> None:
         image_due = time.monotonic()
@@ -93,8 +99,7 @@ class FakeRobot:
 
     def close(self) -> None:
         self.stopping.set()
-        for thread in self.threads:
-            thread.join()
+        self.thread.join()
         self.executor.shutdown()
         self.node.destroy_node()
 
@@ -105,14 +110,14 @@ class FakeRobot:
         goal = ExecuteInstruction.Goal(instruction=instruction, timeout_s=timeout_s)
         sent = self.execute.send_goal_async(
             goal, feedback_callback=lambda m: feedback.append(m.feedback))
-        wait_for(sent.done, 20.0, "the answer to the goal")
+        self.until(sent.done, 20.0, "the answer to the goal")
         handle = sent.result()
         result = handle.get_result_async() if handle.accepted else None
         return SimpleNamespace(handle=handle, result=result, feedback=feedback)
 
     def cancel(self, goal):
         goal.handle.cancel_goal_async()
-        wait_for(goal.result.done, 20.0, "the end of the goal")
+        self.until(goal.result.done, 20.0, "the end of the goal")
         return goal.result.result()
 
     def values(self):
@@ -124,15 +129,8 @@ class FakeRobot:
         assert client.wait_for_service(20.0)
         message = Parameter(name, value=value).to_parameter_msg()
         future = client.call_async(SetParameters.Request(parameters=[message]))
-        wait_for(future.done, 20.0, f"setting {name}")
+        self.until(future.done, 20.0, f"setting {name}")
         return future.result().results[0]
-
-
-def wait_for(condition, timeout_s, what):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
-        time.sleep(0.01)
 
 
 def start_node(*parameters: str) -> subprocess.Popen:
@@ -167,7 +165,7 @@ def system(domain, checkpoint):
         "fault_patience_s:=5.0",
     )
     try:
-        wait_for(lambda: robot.status or process.poll() is not None, START_S, "the first status")
+        robot.until(lambda: robot.status or process.poll() is not None, START_S, "the first status")
         assert process.poll() is None, process.stdout.read()
         yield robot, process
     finally:
@@ -183,15 +181,15 @@ def test_a_goal_makes_fields_of_the_checkpoint(system, checkpoint):
     robot, _ = system
     goal = robot.send(INSTRUCTION)
     assert goal.handle.accepted
-    wait_for(lambda: len(robot.fields) >= 4, 20.0, "four fields")
+    robot.until(lambda: len(robot.fields) >= 4, 20.0, "four fields")
     result = robot.cancel(goal)
     assert result.status == GoalStatus.STATUS_CANCELED
     assert result.result.success
     assert result.result.message == "cancelled"
-    time.sleep(0.5)
+    robot.rest(0.5)
     count = len(robot.fields)
     assert result.result.fields == count
-    time.sleep(0.5)
+    robot.rest(0.5)
     assert len(robot.fields) == count  # cancelling ends the publishing
     prior = load_prior(checkpoint / "prior.safetensors")
     assert [f.sequence for f in robot.fields] == list(range(1, count + 1))
@@ -232,7 +230,7 @@ def test_bad_goals_are_rejected_with_a_reason(system, instruction, timeout_s, wo
     robot, _ = system
     goal = robot.send(instruction, timeout_s)
     assert not goal.handle.accepted
-    wait_for(lambda: words in robot.values()["last rejected goal"], 5.0, "the reason in the status")
+    robot.until(lambda: words in robot.values()["last rejected goal"], 5.0, "the reason in the status")
 
 
 def test_a_new_goal_replaces_the_running_one(system):
@@ -240,12 +238,12 @@ def test_a_new_goal_replaces_the_running_one(system):
     first = robot.send(INSTRUCTION)
     second = robot.send("pick up the green cube", timeout_s=3.0)
     assert second.handle.accepted
-    wait_for(first.result.done, 10.0, "the end of the first goal")
+    robot.until(first.result.done, 10.0, "the end of the first goal")
     ended = first.result.result()
     assert ended.status == GoalStatus.STATUS_ABORTED
     assert not ended.result.success
     assert "replaced" in ended.result.message
-    wait_for(second.result.done, 20.0, "the timeout of the second goal")
+    robot.until(second.result.done, 20.0, "the timeout of the second goal")
     ended = second.result.result()
     assert ended.status == GoalStatus.STATUS_SUCCEEDED
     assert ended.result.success
@@ -257,11 +255,11 @@ def test_silent_cameras_stop_the_fields_and_are_named(system):
     robot, _ = system
     goal = robot.send(INSTRUCTION)
     before = len(robot.fields)
-    wait_for(lambda: len(robot.fields) > before, 20.0, "a field")
+    robot.until(lambda: len(robot.fields) > before, 20.0, "a field")
     robot.silent = True
-    time.sleep(1.5)  # the age limit, and an inference that was under way
+    robot.rest(1.5)  # the age limit, and an inference that was under way
     count = len(robot.fields)
-    wait_for(goal.result.done, 20.0, "the end of the goal")
+    robot.until(goal.result.done, 20.0, "the end of the goal")
     assert len(robot.fields) == count
     ended = goal.result.result()
     assert ended.status == GoalStatus.STATUS_ABORTED
@@ -277,14 +275,14 @@ def test_silent_cameras_stop_the_fields_and_are_named(system):
 def test_an_image_of_the_wrong_size_is_named(system):
     robot, _ = system
     robot.image.height = IMAGE // 2
-    time.sleep(0.5)  # images that were under way
+    robot.rest(0.5)  # images that were under way
     goal = robot.send(INSTRUCTION)
     before = len(robot.fields)
-    wait_for(goal.result.done, 20.0, "the end of the goal")
+    robot.until(goal.result.done, 20.0, "the end of the goal")
     robot.image.height = IMAGE
     assert len(robot.fields) == before
     assert "is 32x16 pixels, the policy was trained on 32x32" in goal.result.result().result.message
-    wait_for(lambda: robot.status[-1].level == DiagnosticStatus.OK, 10.0, "recovery")
+    robot.until(lambda: robot.status[-1].level == DiagnosticStatus.OK, 10.0, "recovery")
 
 
 def test_the_rate_is_live_and_has_a_range(system):
@@ -298,13 +296,14 @@ def test_the_rate_is_live_and_has_a_range(system):
 def test_two_interrupts_end_the_goal_and_the_process(system):
     robot, process = system
     goal = robot.send(INSTRUCTION)
+    robot.until(lambda: goal.feedback, 20.0, "feedback")
     process.send_signal(signal.SIGINT)
-    time.sleep(0.05)
+    robot.rest(0.05)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30.0)
     assert process.returncode == 0, output
     assert "Traceback" not in output
-    wait_for(goal.result.done, 5.0, "the end of the goal")
+    robot.until(goal.result.done, 5.0, "the end of the goal")
     assert "stopped" in goal.result.result().result.message
 
 
