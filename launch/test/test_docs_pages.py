@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from niaf_bringup.docs_pages import pages
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
