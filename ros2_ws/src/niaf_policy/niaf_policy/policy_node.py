@@ -436,8 +436,7 @@ class PolicyNode(LifecycleNode):
         session = self._session
         if session is None:
             return "not configured"
-        with self._changed:
-            made = session.buffer.assemble(time.time_ns(), self._limits)
+        made = self._observe(session)
         if isinstance(made, Problem):
             return made.text
         return self._problem or "observations arrive, but inference has not ended yet"
@@ -493,14 +492,13 @@ class PolicyNode(LifecycleNode):
                 if not fresh:
                     self._changed.wait(WORKER_WAIT_S)
                     goal = self._goal
-                for stamp_ns, data in self._states.take_all():
-                    session.buffer.add_state(stamp_ns, data)
+                self._take_states(session)
                 stamp = session.buffer.view_stamp_ns()
                 if goal is None or goal.failure or (stamp == considered and goal is served):
                     considered, served = stamp, goal
                     continue
                 considered, served = stamp, goal
-                made = session.buffer.assemble(time.time_ns(), self._limits)
+                made = self._observe(session)
                 if isinstance(made, Problem):
                     session.figures.drops[made.kind.value] += 1
                     self._problem = made.text
@@ -511,6 +509,16 @@ class PolicyNode(LifecycleNode):
                 self._infer_and_publish(session, goal, made)
             except Exception as error:  # ends the goal with the reason; the node lives on
                 goal.failure = f"inference failed: {type(error).__name__}: {error}"
+
+    def _take_states(self, session: Session) -> None:
+        with self._changed:
+            for stamp_ns, data in self._states.take_all():
+                session.buffer.add_state(stamp_ns, data)
+
+    def _observe(self, session: Session) -> Observation | Problem:
+        with self._changed:
+            self._take_states(session)
+            return session.buffer.assemble(time.time_ns(), self._limits)
 
     def _warm_up(self, session: Session) -> str:
         """Run the network as it will be run; returns what went wrong."""
@@ -578,8 +586,8 @@ class PolicyNode(LifecycleNode):
         now_s = time.monotonic()
         with self._changed:
             goal, figures = self._goal, session.figures
+            made = self._observe(session)
             ages = session.buffer.ages_s(time.time_ns())
-            made = session.buffer.assemble(time.time_ns(), self._limits)
             rate_hz = figures.rate_hz(now_s)
             latency, inference = figures.latency.quantiles(), figures.inference.quantiles()
             drops = dict(figures.drops)

@@ -35,7 +35,7 @@ def decode_state(data: bytes, layout: JointLayout) -> MeasuredState:
 class PolledStates:
     """Serialised joint states, on demand. ``depth``: how many wait at most (the newest stay).
 
-    Create it in the thread that spins the executor; ``take_all`` may run in one other thread.
+    Create it in the thread that spins the executor; one thread at a time may take.
     """
 
     def __init__(self, node: Node, topic: str, depth: int) -> None:

@@ -230,7 +230,7 @@ def test_bad_goals_are_rejected_with_a_reason(system, instruction, timeout_s, wo
     robot, _ = system
     goal = robot.send(instruction, timeout_s)
     assert not goal.handle.accepted
-    robot.until(lambda: words in robot.values()["last rejected goal"], 5.0, "the reason in the status")
+    robot.until(lambda: words in robot.values()["last rejected goal"], 5.0, "the reason")
 
 
 def test_a_new_goal_replaces_the_running_one(system):
