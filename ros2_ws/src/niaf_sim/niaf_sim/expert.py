@@ -43,6 +43,9 @@ class ExpertConfig:
     open_s: float = 0.30
     rest_s: float = 0.80
     aligned_m: float = 0.012
+    #: near enough to act at once. Without it a plan made anew from a standstill would always begin
+    #: with a move, and a policy that replans faster than that would never come to act.
+    there_m: float = 0.008
     knot_s: float = 0.05
     open_m: float = scene.GRIPPER_MAX_M
     closed_m: float = 0.0
@@ -103,11 +106,13 @@ class Expert:
             moves += self._approach(cell, tool_m, cube, command_m)
             grasp = np.array([cube[0], cube[1], max(cube[2], half) - half + c.grasp_m])
             start = moves[-1].position_m if moves else tool_m
-            moves.append(
-                self._move(tool_m if start is None else start, grasp, c.slow_speed_m_s, c.open_m)
-            )
+            start = tool_m if start is None else start
+            gap_xy, gap_z = np.linalg.norm(start[:2] - grasp[:2]), abs(start[2] - grasp[2])
+            if gap_xy > c.there_m or gap_z > c.there_m:
+                moves.append(self._move(start, grasp, c.slow_speed_m_s, c.open_m))
+                start = grasp
             moves.append(_Move(None, c.close_s, c.closed_m))
-            at = grasp
+            at = start
         else:
             at = tool_m
         if cell.task.kind == "pick":
@@ -152,9 +157,11 @@ class Expert:
                 at = up
             moves.append(self._move(at, over, c.speed_m_s, c.closed_m))
             at = over
-        moves.append(self._move(at, drop, c.slow_speed_m_s, c.closed_m))
+        if at[2] > c.release_m + 0.03:
+            moves.append(self._move(at, drop, c.slow_speed_m_s, c.closed_m))
+            at = drop
         moves.append(_Move(None, c.open_s, c.open_m))
-        moves.append(self._move(drop, over, c.speed_m_s, c.open_m))
+        moves.append(self._move(at, over, c.speed_m_s, c.open_m))
         moves.append(_Move(None, c.rest_s, c.open_m))
         return moves
 
