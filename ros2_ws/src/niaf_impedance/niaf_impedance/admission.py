@@ -57,7 +57,8 @@ class AdmissionVerdict:
     ``instant_s`` and ``joint`` say where the worst (refusing) value is; ``text`` says it in a
     sentence. Ratios are peak over limit. ``seam_*`` is new reference minus current reference at the
     hand-over, per joint (the step that the blend takes out). ``age_s`` is the age of the
-    observation, ``consumed_fraction`` the share of the reference that is already over.
+    observation, ``consumed_fraction`` the share of the reference that is already over,
+    ``blend_s`` the duration of the hand-over that was chosen.
     """
 
     verdict: Verdict
@@ -76,6 +77,7 @@ class AdmissionVerdict:
     seam_acceleration_rad_s2: FloatArray = field(default_factory=_empty)
     age_s: float = 0.0
     consumed_fraction: float = 0.0
+    blend_s: float = 0.0
 
     @property
     def accepted(self) -> bool:

@@ -67,6 +67,7 @@ class ControllerConfig:
     friction_scale: float = 0.8
     coulomb_speed_rad_s: float = 0.03
     blend_s: float = 0.10
+    blend_max_s: float = 0.40
     brake_s: float = 0.30
     brake_max_s: float = 1.0
     bridge_s: float = 0.30
@@ -579,7 +580,7 @@ class ImpedanceController:
         jet = reference.jet(seam, 2)
         if not np.isfinite(jet).all():
             return refuse(Reason.NOT_FINITE, "the field is not finite at the hand-over")
-        count, data = self._arrange(seam)
+        count, data = self._arrange(seam, config.blend_s)
         step = jet[:, columns[:n]] - self._old_jet(count, data, seam)[:, :n]
         age = max(now - stamp, 0.0)
         consumed = min(max((now - start) / (end - start), 0.0), 1.0)
@@ -606,26 +607,39 @@ class ImpedanceController:
                     **figures,
                 )
 
-        data.append(
-            self._fill_slot(self._scan_meta[count], self._scan_sf[count], reference, columns)
+        limits = (
+            (0, max(1.0, self._outside_ratio()), Reason.POSITION_LIMIT),
+            (1, config.admit_velocity_ratio, Reason.VELOCITY_LIMIT),
+            (2, config.admit_acceleration_ratio, Reason.ACCELERATION_LIMIT),
+            (3, config.admit_torque_ratio, Reason.TORQUE_LIMIT),
         )
-        self._scan_sf[count, k.SF_SEAM] = seam
-        self._scan_sf[count, k.SF_BLEND] = config.blend_s
-        count += 1
-        brake_at, brake_t = self._plan_brake(reference, columns, seam)
-        ratios, joints, instants = self._scan(last, end, brake_at, brake_t, count, data)
+        # A step at the seam costs acceleration with 1 / blend^2. A field that only its hand-over
+        # makes too fast is let in over a longer blend: refusing it would leave an arm at rest
+        # there for good, since the next field would be the same.
+        blend = config.blend_s
+        while True:
+            if blend != config.blend_s:
+                count, data = self._arrange(seam, blend)
+            data.append(
+                self._fill_slot(self._scan_meta[count], self._scan_sf[count], reference, columns)
+            )
+            self._scan_sf[count, k.SF_SEAM] = seam
+            self._scan_sf[count, k.SF_BLEND] = blend
+            count += 1
+            brake_at, brake_t = self._plan_brake(reference, columns, seam)
+            ratios, joints, instants = self._scan(last, end, brake_at, brake_t, count, data)
+            longer = min(1.5 * blend, config.blend_max_s, 0.5 * (end - seam))
+            if longer <= blend or all(ratios[row] <= limit for row, limit, _ in limits):
+                break
+            blend = longer
         figures |= {
             "position_ratio": float(ratios[0]),
             "velocity_ratio": float(ratios[1]),
             "acceleration_ratio": float(ratios[2]),
             "torque_ratio": float(ratios[3]),
+            "blend_s": blend,
         }
-        for row, limit, reason in (
-            (0, max(1.0, self._outside_ratio()), Reason.POSITION_LIMIT),
-            (1, config.admit_velocity_ratio, Reason.VELOCITY_LIMIT),
-            (2, config.admit_acceleration_ratio, Reason.ACCELERATION_LIMIT),
-            (3, config.admit_torque_ratio, Reason.TORQUE_LIMIT),
-        ):
+        for row, limit, reason in limits:
             if not ratios[row] <= limit:
                 index = int(joints[row])
                 joint = self.arm.joint_names[index] if 0 <= index < n else "gripper"
@@ -700,7 +714,7 @@ class ImpedanceController:
         )
         return out
 
-    def _arrange(self, seam: float) -> tuple[int, list[FloatArray]]:
+    def _arrange(self, seam: float, blend: float) -> tuple[int, list[FloatArray]]:
         """Choose what the new reference is blended from; fills the scan copies of slot tables.
 
         The composite that runs now is kept exactly if a slot is free and it lasts through the
@@ -715,7 +729,7 @@ class ImpedanceController:
             if sigma >= self._sf[index, k.SF_SEAM] + self._sf[index, k.SF_BLEND]:
                 first = index
         kept = list(range(first, count))
-        blend_end = seam + self.config.blend_s
+        blend_end = seam + blend
         if self.mode == Mode.TRACK and len(kept) < k.SLOTS and blend_end <= st[k.ST_BRAKE_AT]:
             for target, source in enumerate(kept):
                 self._scan_meta[target] = self._meta[source]
@@ -811,7 +825,8 @@ class ImpedanceController:
         stop = brake_at + brake_t if brake_t > 0.0 else end
         # a third of the samples on the blend, where accelerations change fastest
         dense = self.config.admission_samples // 3 + 1
-        blended = min(float(self._scan_sf[count - 1, k.SF_SEAM]) + self.config.blend_s, stop)
+        newest = self._scan_sf[count - 1]
+        blended = min(float(newest[k.SF_SEAM] + newest[k.SF_BLEND]), stop)
         times = np.concatenate([
             np.linspace(last, blended, dense, endpoint=False),
             np.linspace(blended, stop, self.config.admission_samples - dense),

@@ -53,6 +53,7 @@ _CONTROLLER: dict[str, tuple[str, float | None, float | None, str]] = {
     "friction_scale": ("1", 0.0, 1.2, "Share of the identified friction that is compensated."),
     "coulomb_speed_rad_s": ("rad/s", 0.001, 1.0, "Speed over which the Coulomb term changes sign."),
     "blend_s": ("s", 0.005, 2.0, "Duration of the hand-over from one reference to the next."),
+    "blend_max_s": ("s", 0.005, 2.0, "Longest hand-over that admission may choose to keep limits."),
     "brake_s": ("s", 0.02, 2.0, "Shortest duration of braking along the path."),
     "brake_max_s": ("s", 0.02, 5.0, "Longest duration of braking along the path."),
     "bridge_s": ("s", 0.02, 5.0, "Time in which a motion that is left comes to rest."),
