@@ -284,7 +284,8 @@ class Trainer:
             index = batch.target[named]
             truth = batch.objects[named].view(len(index), -1, 3)
             rows = torch.arange(len(index), device=index.device)
-            answer = auxiliary[named, len(self.normalization.object_names)] * scale.object_std.view(-1, 3)[index]
+            answer = auxiliary[named, len(self.normalization.object_names)]
+            answer = answer * scale.object_std.view(-1, 3)[index]
             answer = answer + scale.object_mean.view(-1, 3)[index]
             out["object_error_m"] = float((answer - truth[rows, index]).norm(dim=-1).mean())
         return out

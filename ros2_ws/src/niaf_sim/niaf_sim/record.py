@@ -3,10 +3,11 @@
     python -m niaf_sim.record --out data/demo --episodes 600 --workers 2
     python -m niaf_sim.record --out data/dagger1 --episodes 160 --seed 10000 --checkpoint DIR
 
-Each worker writes its own directory ``part-NNN`` (a dataset by itself). A demonstration is disturbed
-now and then by a random detour; with a checkpoint, policy and expert take turns (human-gated
-DAgger, Kelly et al. 2019), so that the expert shows the way back from the states the policy really visits.
-Frames in which the expert was not driving carry ``is_expert`` False and are never labels.
+Each worker writes its own directory ``part-NNN`` (a dataset by itself). A demonstration is
+disturbed now and then by a random detour; with a checkpoint, policy and expert take turns
+(human-gated DAgger, Kelly et al. 2019), so that the expert shows the way back from the states that
+the policy really visits. Frames in which the expert was not driving carry ``is_expert`` False and
+are never labels.
 """
 
 from __future__ import annotations
