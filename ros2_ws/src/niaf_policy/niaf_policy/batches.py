@@ -218,8 +218,8 @@ class BatchSource:
         self._ids = np.stack([ids for ids, _ in encoded])
         self._mask = np.stack([mask for _, mask in encoded])
         self._targets = data.target_objects()
-        # Once the arm moves, its own velocity gives the goal away; where the expert takes over, only
-        # images and instruction do. Drawing those frames more often makes the policy look.
+        # Once the arm moves, its own velocity gives the goal away; where the expert takes over,
+        # only images and instruction do. Drawing those frames more often makes the policy look.
         onset = frames - data.run_start[frames] < data.config.onset_s * data.fps
         frames = np.sort(np.repeat(frames, np.where(onset, data.config.onset_factor, 1)))
         roots = data.root_of[frames]

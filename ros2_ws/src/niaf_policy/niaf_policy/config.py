@@ -86,7 +86,7 @@ class DataConfig:
     horizon_s: float = 1.0
     # Position labels: 'action' (reference sent to the arm) or 'state' (measured).
     position_source: str = "action"
-    # Frames in the first onset_s of each run of expert frames are drawn onset_factor times as often.
+    # Frames in the first onset_s of a run of expert frames are drawn onset_factor times as often.
     onset_s: float = 0.4
     onset_factor: int = 1
     # Share of episodes kept out of training, and the frames drawn from them per evaluation.

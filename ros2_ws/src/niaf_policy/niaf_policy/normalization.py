@@ -60,7 +60,7 @@ class Normalization:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Normalization:
-        """Raises KeyError or TypeError when an entry is missing or not a number."""
+        """Raises KeyError, TypeError or ValueError when an entry is missing or makes no sense."""
         plain: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
             value = values[name]
@@ -72,7 +72,32 @@ class Normalization:
                 plain[name] = float(value)
             else:
                 plain[name] = tuple(float(v) for v in value)
-        return cls(**plain)
+        made = cls(**plain)
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Lengths agree, numbers finite, divisors positive; else ValueError naming the entry."""
+        lengths = {"velocity_scale": self.joints, "velocity_mean": self.joints}
+        lengths |= {"velocity_std": self.joints, "object_names": len(self.object_names)}
+        lengths |= {name: 3 * len(self.object_names) for name in ("object_mean", "object_std")}
+        for name in self.__dataclass_fields__:
+            values = getattr(self, name)
+            if not isinstance(values, tuple) or name == "joint_names":
+                continue
+            expected = lengths.get(name, self.channels)
+            if len(values) != expected:
+                raise ValueError(f"{name} has {len(values)} values, {expected} expected")
+            if name == "object_names":
+                continue
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name} is not finite: {values}")
+            if name.endswith(("_scale", "_std")) and min(values, default=1.0) <= 0.0:
+                raise ValueError(f"{name} must be positive: {values}")
+        if not (np.isfinite(self.horizon_s) and self.horizon_s > 0.0 and self.samples >= 2):
+            raise ValueError(
+                f"horizon_s = {self.horizon_s}, samples = {self.samples}: both must be positive"
+            )
 
 
 def measure_normalization(
