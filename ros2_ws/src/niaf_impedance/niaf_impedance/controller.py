@@ -628,7 +628,7 @@ class ImpedanceController:
             count += 1
             brake_at, brake_t = self._plan_brake(reference, columns, seam)
             ratios, joints, instants = self._scan(last, end, brake_at, brake_t, count, data)
-            longer = min(1.5 * blend, config.blend_max_s, 0.5 * (end - seam))
+            longer = min(2.0 * blend, config.blend_max_s, 0.5 * (end - seam))
             if longer <= blend or all(ratios[row] <= limit for row, limit, _ in limits):
                 break
             blend = longer
