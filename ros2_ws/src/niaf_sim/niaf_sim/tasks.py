@@ -80,4 +80,5 @@ def goal_reached(
         return bool(cube_position_m[2] > rule.lift_height_m)
     offset = np.abs(cube_position_m[:2] - bin_position_m[:2])
     inside = bool(np.all(offset < rule.bin_half_m)) and cube_position_m[2] < rule.bin_depth_m
-    return inside and cube_speed_m_s < rule.rest_speed_m_s and gripper_width_m > rule.open_width_m
+    released = gripper_width_m > rule.open_width_m
+    return bool(inside and released and cube_speed_m_s < rule.rest_speed_m_s)
