@@ -711,6 +711,9 @@ def main(args: list[str] | None = None) -> int:
         print(f"impedance: cannot start: {error}", file=sys.stderr, flush=True)
         return 2
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Python's own end restores the default action: a second Ctrl-C would cut the exit short
+            signal.signal(number, signal.SIG_IGN)
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
