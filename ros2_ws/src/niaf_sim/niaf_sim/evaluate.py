@@ -191,7 +191,8 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     centre = p + z * z / (2 * trials)
     spread = z * np.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    return float((centre - spread) / scale), float((centre + spread) / scale)
+    low, high = (centre - spread) / scale, (centre + spread) / scale
+    return max(float(low), 0.0), min(float(high), 1.0)  # rounding alone passes 0 and 1
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
