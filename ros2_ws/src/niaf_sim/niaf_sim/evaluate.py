@@ -44,6 +44,7 @@ from niaf_sim.env import (
 )
 from niaf_sim.expert import Expert
 from niaf_sim.record import EVALUATION_SEED
+from niaf_sim.summary import wilson_interval
 from niaf_sim.tasks import COLOURS, INSTRUCTIONS, Task, parse_instruction
 
 AGENTS = ("policy", "expert", "nothing")
@@ -181,18 +182,6 @@ def _work(job: EvaluationJob, queue: Any) -> None:
     except Exception as error:
         queue.put(f"{type(error).__name__}: {error}")
         raise
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson 1927)."""
-    if trials == 0:
-        return 0.0, 1.0
-    p = successes / trials
-    centre = p + z * z / (2 * trials)
-    spread = z * np.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    low, high = (centre - spread) / scale, (centre + spread) / scale
-    return max(float(low), 0.0), min(float(high), 1.0)  # rounding alone passes 0 and 1
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:

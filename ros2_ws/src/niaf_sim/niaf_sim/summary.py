@@ -132,14 +132,15 @@ def percentiles(values: Sequence[float] | FloatArray, scale: float, names: str) 
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a success rate."""
+    """95 % confidence interval of a success rate (Wilson 1927)."""
     if trials == 0:
         return 0.0, 1.0
     p = successes / trials
     centre = p + z * z / (2 * trials)
     half = z * float(np.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)))
     scale = 1 + z * z / trials
-    return (centre - half) / scale, (centre + half) / scale
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return max(low, 0.0), min(high, 1.0)  # rounding alone passes 0 and 1
 
 
 def _finite(values: Sequence[float]) -> list[float]:

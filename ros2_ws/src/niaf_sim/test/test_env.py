@@ -13,11 +13,11 @@ from niaf_sim.evaluate import (
     ExpertUnderInstruction,
     TickStatistics,
     summarise,
-    wilson_interval,
     wrong_instruction,
 )
 from niaf_sim.expert import Expert
 from niaf_sim.record import EVALUATION_SEED, RecordConfig, record, record_episode
+from niaf_sim.summary import wilson_interval
 from niaf_sim.tasks import COLOURS, INSTRUCTIONS, parse_instruction
 
 TIMING = EpisodeConfig(replan_s=0.25, latency_s=0.05, timeout_s=10.0)
