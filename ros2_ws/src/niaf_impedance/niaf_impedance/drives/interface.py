@@ -355,6 +355,8 @@ class DriveCapabilities:
         kp_step: one count of the stiffness field [n], Nm/rad; 0 where it is a float.
         kd_step: one count of the damping field [n], Nms/rad; 0 where it is a float.
         max_rate_hz: highest loop rate the bus carries inside its budget.
+        damping_alone: the motor damps with kp = 0; if not, kd goes at most as far of its range as
+            kp of its own.
     """
 
     joints: tuple[str, ...]
@@ -367,6 +369,7 @@ class DriveCapabilities:
     kp_step: Floats
     kd_step: Floats
     max_rate_hz: float
+    damping_alone: bool = True
 
 
 class Drive(Protocol):

@@ -16,7 +16,16 @@ import can
 import numpy as np
 
 from niaf_impedance.drives import mit_frames as mit
-from niaf_impedance.drives.bus_load import BitRates, BusLoad, bus_load
+from niaf_impedance.drives.back_end import (
+    Finding,
+    all_or_none,
+    checked_bus_load,
+    mark_missing,
+    not_confirmed,
+    raise_findings,
+    refusal,
+)
+from niaf_impedance.drives.bus_load import BitRates, BusLoad
 from niaf_impedance.drives.interface import (
     DRIVE_FAULT_TEXT,
     NOTHING_CLIPPED,
@@ -29,7 +38,6 @@ from niaf_impedance.drives.interface import (
     Saturation,
     WriteReport,
     check_command,
-    describe_faults,
 )
 from niaf_impedance.drives.joint_map import JointMap
 
@@ -44,11 +52,13 @@ class MitJoint:
 
     Attributes:
         name: joint name.
-        motor: type, a key of ``mit_frames.MOTORS``.
+        motor: type, a key of ``mit_frames.MOTORS`` (any name if ``own_ranges`` is given).
         motor_id: id that the motor listens on (1..0xFF).
         reply_id: id that the motor answers with (its master id), commonly motor_id + 0x10.
         torque_limit_nm: rating of the motor's output, Nm. TMAX is only an encoding range.
         map: direction, gear and offset between motor and joint.
+        own_ranges: encoding ranges that are set in the motor in place of its type's; None: the
+            type's.
     """
 
     name: str
@@ -57,11 +67,12 @@ class MitJoint:
     reply_id: int
     torque_limit_nm: float
     map: JointMap = JointMap()
+    own_ranges: mit.MotorRanges | None = None
 
     @property
     def ranges(self) -> mit.MotorRanges:
-        """Encoding ranges of the motor type."""
-        return mit.MOTORS[self.motor]
+        """Encoding ranges of the motor."""
+        return mit.MOTORS[self.motor] if self.own_ranges is None else self.own_ranges
 
 
 @dataclass(frozen=True)
@@ -236,7 +247,7 @@ class MitCanDrive:
                 register, found, expected, remedy.
         """
         config = self.config
-        findings: list[tuple[DriveFault, str, str]] = []
+        findings: list[Finding] = []
         watchdogs: list[float] = []
         bauds: list[int] = []
         for i, joint in enumerate(config.joints):
@@ -248,11 +259,7 @@ class MitCanDrive:
                 if error.fault is not DriveFault.NO_MOTOR:
                     raise
                 findings.append((error.fault, joint.name, str(error)))
-        if findings:
-            motors = tuple(dict.fromkeys(name for _, name, _ in findings))
-            raise DriveError(
-                findings[0][0], "self-check refused:\n" + "\n".join(f[2] for f in findings), motors
-            )
+        raise_findings(findings)
         self._checked = SelfCheckReport(tuple(watchdogs), tuple(bauds), self._load)
         return self._checked
 
@@ -262,26 +269,18 @@ class MitCanDrive:
             self.self_check()
         state = self.read()
         if not state.ok:
-            raise self._refusal("before enabling", state)
+            raise refusal("before enabling", state, self._names)
         self._enabled = True
-        try:
+        with all_or_none(self.disable):
             self._special(mit.ENABLE)
             self._collect(self.config.register_deadline_s)
             if not self._state.ok:
-                raise self._refusal("after the enable frame", self._state)
+                raise refusal("after the enable frame", self._state, self._names)
             idle = DriveCommand.zeros(self._n)
             idle.q[:] = self._state.q
             self.write(idle)
             if not self.read().ok:
-                raise self._refusal("after the first command", self._state)
-        except DriveError as error:
-            try:
-                self.disable()
-            except DriveError as second:
-                raise DriveError(
-                    error.fault, f"{error}; and then {second}", error.motors + second.motors
-                ) from error
-            raise
+                raise refusal("after the first command", self._state, self._names)
         return self._state
 
     def disable(self) -> None:
@@ -304,13 +303,7 @@ class MitCanDrive:
                     problem = f" ({error})"
             if all(off):
                 return
-        names = tuple(name for name, done in zip(self._names, off, strict=True) if not done)
-        raise DriveError(
-            DriveFault.DISABLE_NOT_CONFIRMED,
-            f"{', '.join(names)} did not confirm the disable frame{problem}; "
-            + DRIVE_FAULT_TEXT[DriveFault.DISABLE_NOT_CONFIRMED].cure,
-            names,
-        )
+        raise not_confirmed(self._names, off, f"the disable frame{problem}")
 
     def clear_faults(self) -> None:
         """Send the clear-error frame to every (disabled) motor.
@@ -394,7 +387,7 @@ class MitCanDrive:
 
     # ---- registers ----------------------------------------------------------------------------
 
-    def _check_scaling(self, i: int, findings: list[tuple[DriveFault, str, str]]) -> None:
+    def _check_scaling(self, i: int, findings: list[Finding]) -> None:
         joint, ranges = self.config.joints[i], self._ranges[i]
         for register, expected in (
             (mit.Register.PMAX, ranges.position_rad),
@@ -424,7 +417,7 @@ class MitCanDrive:
                 "write 1 to this register and save",
             )
 
-    def _check_watchdog(self, i: int, findings: list[tuple[DriveFault, str, str]]) -> float:
+    def _check_watchdog(self, i: int, findings: list[Finding]) -> float:
         config = self.config
         if config.set_watchdog_s is not None:
             counts = round(config.set_watchdog_s / mit.TIMEOUT_UNIT_S)
@@ -476,7 +469,7 @@ class MitCanDrive:
 
     def _find(
         self,
-        findings: list[tuple[DriveFault, str, str]],
+        findings: list[Finding],
         i: int,
         fault: DriveFault,
         register: int,
@@ -613,13 +606,10 @@ class MitCanDrive:
         self._requested = False
 
     def _count_missing(self) -> None:
-        state = self._state
         for i in range(self._n):
             if self._waiting[i]:
                 self._waiting[i] = False
-                self.statistics.missing[i] += 1
-                state.missing[i] += 1
-                state.fault[i] = DriveFault.MISSING_REPLY
+                mark_missing(self._state, self.statistics.missing, i)
 
     def _drain(self) -> None:
         """Take what is queued without waiting: answers to the previous request, perhaps late."""
@@ -681,15 +671,6 @@ class MitCanDrive:
                     limit = f"torque_limit_nm {joint.torque_limit_nm:g}"
                 out.append(Saturation(joint.name, field, requested[k], in_joint[k], limit))
 
-    def _refusal(self, when: str, state: DriveState) -> DriveError:
-        names = tuple(n for n, f in zip(self._names, state.fault.tolist(), strict=True) if f)
-        return DriveError(
-            DriveFault.ENABLE_REFUSED,
-            f"{when}: {describe_faults(state, self._names)}; "
-            + DRIVE_FAULT_TEXT[DriveFault.ENABLE_REFUSED].cure,
-            names,
-        )
-
 
 _CONTRACT: type[Drive] = MitCanDrive  # checked by mypy
 
@@ -710,7 +691,7 @@ def _check_config(config: MitCanConfig) -> BusLoad:
         if joint.name in names:
             raise bad(f"joint {joint.name} is listed twice", joint.name)
         names.add(joint.name)
-        if joint.motor not in mit.MOTORS:
+        if joint.own_ranges is None and joint.motor not in mit.MOTORS:
             raise bad(
                 f"{joint.name}: unknown motor type {joint.motor!r}; known: {', '.join(mit.MOTORS)}",
                 joint.name,
@@ -751,16 +732,4 @@ def _check_config(config: MitCanConfig) -> BusLoad:
             f"{config.watchdog_min_periods / config.rate_hz:g} to {config.watchdog_max_s:g} s "
             "(watchdog_min_periods / rate_hz to watchdog_max_s)"
         )
-    load = bus_load(len(joints), config.rate_hz, config.bit_rates)
-    if load.load > config.max_bus_load:
-        rates = config.bit_rates
-        raise DriveError(
-            DriveFault.BUS_OVER_BUDGET,
-            f"{len(joints)} motors at {config.rate_hz:g} Hz need {load.load:.0%} of a bus with "
-            f"{rates.nominal / 1e6:g} Mbit/s"
-            + (f" and {rates.data / 1e6:g} Mbit/s data" if rates.data else "")
-            + f" (worst-case stuffing), budget {config.max_bus_load:.0%}; at most "
-            f"{config.max_bus_load * load.max_rate_hz:.0f} Hz fit. "
-            + DRIVE_FAULT_TEXT[DriveFault.BUS_OVER_BUDGET].cure,
-        )
-    return load
+    return checked_bus_load(len(joints), config.rate_hz, config.bit_rates, config.max_bus_load)

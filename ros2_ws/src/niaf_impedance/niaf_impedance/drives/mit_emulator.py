@@ -24,6 +24,7 @@ import can
 import numpy as np
 
 from niaf_impedance.drives import mit_frames as mit
+from niaf_impedance.drives.emulation import serving
 from niaf_impedance.drives.interface import Floats
 from niaf_impedance.drives.mit_can import MitJoint
 
@@ -213,23 +214,8 @@ class MitEmulator:
     @contextmanager
     def serve(self, bus: can.BusABC) -> Iterator[MitEmulator]:
         """Answer frames of ``bus`` from a thread while the context is open."""
-        stop = threading.Event()
-
-        def run() -> None:
-            while not stop.is_set():
-                message = bus.recv(0.02)
-                if message is None or message.is_error_frame:
-                    continue
-                for reply_id, data in self.handle(message.arbitration_id, bytes(message.data)):
-                    bus.send(_reply_message(reply_id, data, message))
-
-        thread = threading.Thread(target=run, name="mit_emulator", daemon=True)
-        thread.start()
-        try:
+        with serving(bus, self.handle, reply_message):
             yield self
-        finally:
-            stop.set()
-            thread.join(timeout=2.0)
 
 
 class InProcessBus(can.BusABC):
@@ -251,7 +237,7 @@ class InProcessBus(can.BusABC):
         if not self._connected:
             raise can.CanOperationError("the in-process bus is disconnected")
         for reply_id, data in self._emulator.handle(msg.arbitration_id, bytes(msg.data)):
-            self._queue.append(_reply_message(reply_id, data, msg))
+            self._queue.append(reply_message(reply_id, data, msg))
 
     def recv(self, timeout: float | None = None) -> can.Message | None:
         """Next reply, or None at once."""
@@ -266,7 +252,8 @@ class InProcessBus(can.BusABC):
         self._connected = False
 
 
-def _reply_message(reply_id: int, data: bytes, request: can.Message) -> can.Message:
+def reply_message(reply_id: int, data: bytes, request: can.Message) -> can.Message:
+    """Frame of a reply, of the request's kind (classic or FD)."""
     return can.Message(
         arbitration_id=reply_id,
         data=data,

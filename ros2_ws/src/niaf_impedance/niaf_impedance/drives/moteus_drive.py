@@ -27,7 +27,16 @@ from typing import Any
 import moteus
 import numpy as np
 
-from niaf_impedance.drives.bus_load import BitRates, BusLoad, bus_load
+from niaf_impedance.drives.back_end import (
+    Finding,
+    all_or_none,
+    checked_bus_load,
+    mark_missing,
+    not_confirmed,
+    raise_findings,
+    refusal,
+)
+from niaf_impedance.drives.bus_load import BitRates, BusLoad
 from niaf_impedance.drives.interface import (
     DRIVE_FAULT_TEXT,
     NOTHING_CLIPPED,
@@ -40,7 +49,6 @@ from niaf_impedance.drives.interface import (
     Saturation,
     WriteReport,
     check_command,
-    describe_faults,
 )
 from niaf_impedance.drives.joint_map import JointMap
 
@@ -190,6 +198,7 @@ class MoteusDrive:
             kp_step=zero.copy(),
             kd_step=zero.copy(),
             max_rate_hz=self.config.max_bus_load * self._load.max_rate_hz,
+            damping_alone=False,
         )
 
     @property
@@ -228,7 +237,7 @@ class MoteusDrive:
         Raises:
             DriveError: with a line per finding: joint, id, value, expected, remedy.
         """
-        findings: list[tuple[DriveFault, str, str]] = []
+        findings: list[Finding] = []
         for joint, controller in zip(self.config.joints, self._controllers, strict=True):
             who = f"- {joint.name} (id {joint.motor_id})"
             try:
@@ -270,11 +279,7 @@ class MoteusDrive:
                         + DRIVE_FAULT_TEXT[DriveFault.UNSAFE_TIMEOUT_MODE].cure,
                     )
                 )
-        if findings:
-            motors = tuple(dict.fromkeys(name for _, name, _ in findings))
-            raise DriveError(
-                findings[0][0], "self-check refused:\n" + "\n".join(f[2] for f in findings), motors
-            )
+        raise_findings(findings)
         self._checked = True
 
     def enable(self) -> DriveState:
@@ -284,23 +289,15 @@ class MoteusDrive:
         self._fresh = False
         state = self.read()
         if not state.ok:
-            raise self._refusal("before enabling", state)
+            raise refusal("before enabling", state, self._names)
         self._enabled = True
-        try:
+        with all_or_none(self.disable):
             idle = DriveCommand.zeros(self._n)
             idle.q[:] = state.q
             self.write(idle)
             self.write(idle)  # the reply to the first may still show the mode before it
             if not self._state.ok:
-                raise self._refusal("after the first command", self._state)
-        except DriveError as error:
-            try:
-                self.disable()
-            except DriveError as second:
-                raise DriveError(
-                    error.fault, f"{error}; and then {second}", error.motors + second.motors
-                ) from error
-            raise
+                raise refusal("after the first command", self._state, self._names)
         return self._state
 
     def disable(self) -> None:
@@ -318,13 +315,7 @@ class MoteusDrive:
                     off[i] = True
             if all(off):
                 return
-        names = tuple(name for name, done in zip(self._names, off, strict=True) if not done)
-        raise DriveError(
-            DriveFault.DISABLE_NOT_CONFIRMED,
-            f"{', '.join(names)} did not confirm the stop; "
-            + DRIVE_FAULT_TEXT[DriveFault.DISABLE_NOT_CONFIRMED].cure,
-            names,
-        )
+        raise not_confirmed(self._names, off, "the stop")
 
     def clear_faults(self) -> None:
         """Send stop, which clears latched faults and the timeout state.
@@ -459,9 +450,7 @@ class MoteusDrive:
     def _take(self, i: int, values: dict[int, Any] | None, sent_at: float) -> None:
         state, m = self._state, self._maps[i]
         if values is None:
-            self.statistics.missing[i] += 1
-            state.missing[i] += 1
-            state.fault[i] = DriveFault.MISSING_REPLY
+            mark_missing(state, self.statistics.missing, i)
             return
         self.statistics.replies[i] += 1
         state.missing[i] = 0
@@ -479,15 +468,6 @@ class MoteusDrive:
         mode, code = int(values[moteus.Register.MODE]), int(values[moteus.Register.FAULT])
         self.statistics.limiting[i] = code if code >= _FIRST_LIMITING_CODE else 0
         state.fault[i] = decode_fault(mode, code, self._enabled)
-
-    def _refusal(self, when: str, state: DriveState) -> DriveError:
-        names = tuple(n for n, f in zip(self._names, state.fault.tolist(), strict=True) if f)
-        return DriveError(
-            DriveFault.ENABLE_REFUSED,
-            f"{when}: {describe_faults(state, self._names)}; "
-            + DRIVE_FAULT_TEXT[DriveFault.ENABLE_REFUSED].cure,
-            names,
-        )
 
 
 _CONTRACT: type[Drive] = MoteusDrive  # checked by mypy
@@ -544,20 +524,12 @@ def _check_config(config: MoteusConfig) -> BusLoad:
             f"watchdog_s {config.watchdog_s} must be between three periods ({low_s:g} s) and 1 s; "
             "NaN would switch the watchdog off and 0 take the motor's default"
         )
-    load = bus_load(
+    return checked_bus_load(
         len(config.joints),
         config.rate_hz,
         config.bit_rates,
+        config.max_bus_load,
         command_bytes=COMMAND_BYTES,
         reply_bytes=REPLY_BYTES,
         extended=True,
     )
-    if load.load > config.max_bus_load:
-        raise DriveError(
-            DriveFault.BUS_OVER_BUDGET,
-            f"{len(config.joints)} motors at {config.rate_hz:g} Hz need {load.load:.0%} of the bus "
-            f"(worst-case stuffing), budget {config.max_bus_load:.0%}; at most "
-            f"{config.max_bus_load * load.max_rate_hz:.0f} Hz fit. "
-            + DRIVE_FAULT_TEXT[DriveFault.BUS_OVER_BUDGET].cure,
-        )
-    return load

@@ -20,6 +20,7 @@ from moteus import Mode, Register
 from moteus import multiplex as mp
 
 from niaf_impedance.drives.bus_load import fd_length
+from niaf_impedance.drives.emulation import serving
 from niaf_impedance.drives.interface import Floats
 from niaf_impedance.drives.moteus_drive import TWO_PI, MoteusJoint
 
@@ -207,29 +208,15 @@ class MoteusEmulator:
     @contextmanager
     def serve(self, bus: can.BusABC) -> Iterator[MoteusEmulator]:
         """Answer frames of ``bus`` from a thread while the context is open."""
-        stop = threading.Event()
-
-        def run() -> None:
-            while not stop.is_set():
-                message = bus.recv(0.02)
-                if message is None or message.is_error_frame:
-                    continue
-                for reply_id, payload in self.handle(message.arbitration_id, bytes(message.data)):
-                    padded = payload.ljust(fd_length(len(payload)), bytes([mp.NOP]))
-                    bus.send(
-                        can.Message(
-                            arbitration_id=reply_id,
-                            data=padded,
-                            is_extended_id=reply_id > 0x7FF,
-                            is_fd=True,
-                            bitrate_switch=message.bitrate_switch,
-                        )
-                    )
-
-        thread = threading.Thread(target=run, name="moteus_emulator", daemon=True)
-        thread.start()
-        try:
+        with serving(bus, self.handle, _reply_message):
             yield self
-        finally:
-            stop.set()
-            thread.join(timeout=2.0)
+
+
+def _reply_message(reply_id: int, payload: bytes, request: can.Message) -> can.Message:
+    return can.Message(
+        arbitration_id=reply_id,
+        data=payload.ljust(fd_length(len(payload)), bytes([mp.NOP])),
+        is_extended_id=reply_id > 0x7FF,
+        is_fd=True,
+        bitrate_switch=request.bitrate_switch,
+    )
