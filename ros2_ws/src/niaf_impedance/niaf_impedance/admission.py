@@ -15,7 +15,7 @@ FloatArray = np.ndarray
 
 
 class Verdict(IntEnum):
-    """Numbers as in AdmissionReport.msg. SLOWED is reserved for admission by time scaling."""
+    """Numbers as in AdmissionReport.msg."""
 
     ACCEPTED = 0
     SLOWED = 1
@@ -37,13 +37,17 @@ class Reason(IntEnum):
     STARTS_TOO_LATE = 105
     EXHAUSTED = 106
     OUT_OF_ORDER = 107
+    TOO_LONG = 108
     SEAM_POSITION = 110
     SEAM_VELOCITY = 111
     POSITION_LIMIT = 120
     VELOCITY_LIMIT = 121
     ACCELERATION_LIMIT = 122
     TORQUE_LIMIT = 123
+    JERK_LIMIT = 124
+    WORKSPACE = 125
     DEACTIVATING = 130
+    OVERTAKEN = 131
 
 
 def _empty() -> FloatArray:
@@ -55,7 +59,8 @@ class AdmissionVerdict:
     """Verdict with its figures.
 
     ``instant_s`` and ``joint`` say where the worst (refusing) value is; ``text`` says it in a
-    sentence. Ratios are peak over limit. ``seam_*`` is new reference minus current reference at the
+    sentence. ``time_scale`` below 1: the reference runs that much slower than it was sent. Ratios
+    are peak over limit (jerk only where the arm's description limits it). ``seam_*`` is new reference minus current reference at the
     hand-over, per joint (the step that the blend takes out). ``age_s`` is the age of the
     observation, ``consumed_fraction`` the share of the reference that is already over,
     ``blend_s`` the duration of the hand-over that was chosen.
@@ -72,6 +77,7 @@ class AdmissionVerdict:
     velocity_ratio: float = 0.0
     acceleration_ratio: float = 0.0
     torque_ratio: float = 0.0
+    jerk_ratio: float = 0.0
     seam_position_rad: FloatArray = field(default_factory=_empty)
     seam_velocity_rad_s: FloatArray = field(default_factory=_empty)
     seam_acceleration_rad_s2: FloatArray = field(default_factory=_empty)

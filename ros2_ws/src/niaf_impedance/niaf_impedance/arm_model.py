@@ -31,6 +31,7 @@ class ArmLimits:
     position_max_rad: FloatArray
     velocity_rad_s: FloatArray
     acceleration_rad_s2: FloatArray
+    jerk_rad_s3: FloatArray
     torque_nm: FloatArray
     torque_rate_nm_s: FloatArray
 
@@ -52,6 +53,8 @@ class ArmModel:
         self.gravity = np.array(config.gravity_m_s2)
         self.armature_kgm2 = np.array([joint.armature_kgm2 for joint in config.joints])
         self.limits = _limits(config, self.pinocchio_model)
+        #: tool frame in the last joint's frame: rotation row-major [0:9], translation [9:12]
+        self.tool = _tool_placement(config, self.pinocchio_model)
         self._work = np.zeros((self.n, WORK_COLUMNS))
         self._tau = np.zeros(self.n)
         self._zero = np.zeros(self.n)
@@ -153,6 +156,25 @@ def _build_reduced(config: RobotConfig) -> pinocchio.Model:
     return model
 
 
+def _tool_placement(config: RobotConfig, model: pinocchio.Model) -> FloatArray:
+    if not config.tool_frame:
+        return np.append(np.eye(3).ravel(), np.zeros(3))
+    if not model.existFrame(config.tool_frame):
+        raise RobotConfigError(
+            f"{config.source}: tool_frame {config.tool_frame!r} is not in the URDF {config.urdf}; "
+            f"its frames are {[frame.name for frame in model.frames]}"
+        )
+    frame = model.frames[model.getFrameId(config.tool_frame)]
+    parent = int(getattr(frame, "parentJoint", 0) or frame.parent)
+    if parent != model.njoints - 1:
+        raise RobotConfigError(
+            f"{config.source}: tool_frame {config.tool_frame!r} hangs on joint "
+            f"{model.names[parent]!r}; it must lie behind the last joint {model.names[-1]!r}"
+        )
+    placement = frame.placement
+    return np.append(placement.rotation.ravel(), placement.translation)
+
+
 def _extract(model: pinocchio.Model) -> tuple[FloatArray, FloatArray, FloatArray]:
     n = model.njoints - 1
     rows = np.zeros((n, MODEL_COLUMNS))
@@ -224,6 +246,7 @@ def _limits(config: RobotConfig, model: pinocchio.Model) -> ArmLimits:
         position_max_rad=high,
         velocity_rad_s=np.array([joint.velocity_limit_rad_s for joint in config.joints]),
         acceleration_rad_s2=np.array([joint.acceleration_limit_rad_s2 for joint in config.joints]),
+        jerk_rad_s3=np.array([joint.jerk_limit_rad_s3 for joint in config.joints]),
         torque_nm=np.array([joint.torque_limit_nm for joint in config.joints]),
         torque_rate_nm_s=np.array([joint.torque_rate_limit_nm_s for joint in config.joints]),
     )

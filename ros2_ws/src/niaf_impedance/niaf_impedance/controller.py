@@ -1,114 +1,38 @@
-"""The impedance controller: owns the arrays of the compiled tick, admits references, changes mode.
+"""The impedance controller: owns the arrays of the compiled tick, changes mode, takes new references.
 
 No ROS, no clock: every time is an argument, in seconds of one clock of the caller's choice. Use
 a clock with a small epoch (seconds since start): at 1.7e9 s a float64 resolves only 0.24 us.
-Methods must be called from one thread.
+
+Threads. All methods belong to the thread that ticks, except ``plan``: it may run in one other
+thread, on a ``snapshot`` taken between two ticks, and ``commit`` hands its result over.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from niaf_field import (
-    ActionField,
-    Prior,
-    Reference,
-    SplineReference,
-    aligned_empty,
-    siren_work_size,
-)
+from niaf_field import Prior, Reference, aligned_empty, siren_work_size
 from niaf_impedance import tick as k
 from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.arm_model import ArmModel
 from niaf_impedance.dynamics import WORK_COLUMNS
 from niaf_impedance.faults import Fault, Mode
+from niaf_impedance.planning import Plan, Planner, Snapshot
+from niaf_impedance.settings import FEEDFORWARD, ControllerConfig, ControllerConfigError
+from niaf_impedance.tuning import Tuning
 
 FloatArray = np.ndarray
-AnyReference = ActionField | SplineReference
-
-FEEDFORWARD = {"gravity": k.FF_GRAVITY, "nonlinear": k.FF_NONLINEAR, "full": k.FF_FULL}
-
-#: peak of |d rate / dt| of the braking profile times its duration (quintic smoothstep)
-_BRAKE_PEAK = 1.875
 
 #: largest phase lag of the damping at its crossover
 _LAG_LIMIT_RAD = 1.1
 
 
-class ControllerConfigError(ValueError):
-    """A setting that the controller cannot run with; names setting, value and remedy."""
-
-
 class ResetRefusedError(RuntimeError):
     """``reset`` was asked for while it is not allowed; the text says why."""
-
-
-@dataclass(frozen=True)
-class ControllerConfig:
-    """Settings of the controller that do not belong to one arm.
-
-    feedforward: 'gravity' (at the measured pose), 'nonlinear' (adds Coriolis and centrifugal
-    torque) or 'full' (adds inertia times reference acceleration, rotor inertia included).
-
-    brake_s is the shortest duration of braking; it is lengthened up to brake_max_s to respect the
-    acceleration limits. bridge_s: time in which a motion that has to be left comes to rest under
-    the blend. damp_gravity: in DAMP and ESTOP the arm's weight is still carried, so that it sinks
-    neither onto the work nor onto a hand; switch it off only for an arm whose model or mounting is
-    in doubt, for then the weight comes down against the damping. admit_*_ratio: largest peak over
-    limit that admission lets through; accelerations may pass the maker's planning limit for an
-    instant (a blend does), torque may not.
-    """
-
-    feedforward: str = "full"
-    friction_scale: float = 0.8
-    coulomb_speed_rad_s: float = 0.03
-    blend_s: float = 0.10
-    blend_max_s: float = 0.40
-    brake_s: float = 0.30
-    brake_max_s: float = 1.0
-    bridge_s: float = 0.30
-    gain_ramp_s: float = 0.5
-    deactivate_s: float = 0.3
-    state_timeout_s: float = 0.02
-    dt_max_s: float = 0.005
-    clock_tolerance_ticks: int = 20
-    jump_margin_rad: float = 0.05
-    overspeed_ratio: float = 1.5
-    tracking_error_limit_rad: float = 0.5
-    standstill_rad_s: float = 0.05
-    damp_gravity: bool = True
-    admission_samples: int = 64
-    admit_velocity_ratio: float = 1.0
-    admit_acceleration_ratio: float = 3.0
-    admit_torque_ratio: float = 1.0
-    seam_position_limit_rad: float = 0.35
-    seam_velocity_limit_rad_s: float = 2.0
-    start_ahead_s: float = 0.5
-    min_remaining_s: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.feedforward not in FEEDFORWARD:
-            raise ControllerConfigError(
-                f"feedforward is {self.feedforward!r}; use one of {sorted(FEEDFORWARD)}"
-            )
-        zero_allowed = {"friction_scale", "jump_margin_rad", "min_remaining_s", "start_ahead_s"}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if isinstance(value, (str, bool)):
-                continue
-            bad = not math.isfinite(value) or value < 0.0
-            if bad or (value == 0.0 and entry.name not in zero_allowed):
-                raise ControllerConfigError(
-                    f"{entry.name} is {value!r}; it must be finite and positive"
-                )
-        if self.admission_samples < 8:
-            raise ControllerConfigError(
-                f"admission_samples is {self.admission_samples}; it must be at least 8"
-            )
 
 
 @dataclass(frozen=True)
@@ -150,61 +74,45 @@ class ImpedanceController:
     def __init__(self, config: ControllerConfig, arm: ArmModel, prior: Prior | None = None) -> None:
         self.config, self.arm, self.prior = config, arm, prior
         n = self.n = arm.n
-        gripper = arm.config.gripper
-        self._prior_columns = None if prior is None else self._columns_of_prior(prior)
-
         cf = self._cf = np.zeros(k.CF_SIZE)
-        cf[k.CF_DT_MAX] = config.dt_max_s
-        cf[k.CF_STATE_TIMEOUT] = config.state_timeout_s
-        cf[k.CF_JUMP_MARGIN] = config.jump_margin_rad
-        cf[k.CF_OVERSPEED_RATIO] = config.overspeed_ratio
-        cf[k.CF_FEEDFORWARD] = FEEDFORWARD[config.feedforward]
-        cf[k.CF_FRICTION_SCALE] = config.friction_scale
-        cf[k.CF_COULOMB_SPEED] = config.coulomb_speed_rad_s
-        cf[k.CF_DAMP_GRAVITY] = 1.0 if config.damp_gravity else 0.0
-        cf[k.CF_DEACTIVATE] = config.deactivate_s
-        cf[k.CF_CLOCK_TOLERANCE] = config.clock_tolerance_ticks
-        if gripper is not None:
-            cf[k.CF_GRIPPER_MAX] = gripper.max_width_m
-            cf[k.CF_GRIPPER_SPEED] = gripper.speed_limit_m_s
-            cf[k.CF_GRIPPER_HYSTERESIS] = gripper.hysteresis_m
-
+        self._write_config()
         joints = arm.config.joints
         jp = self._jp = np.zeros((k.JP_ROWS, n))
-        jp[k.JP_KP] = jp[k.JP_KP_TARGET] = [joint.kp.default for joint in joints]
-        jp[k.JP_KD] = jp[k.JP_KD_TARGET] = [joint.kd.default for joint in joints]
-        jp[k.JP_TORQUE] = arm.limits.torque_nm
         jp[k.JP_TORQUE_RATE] = arm.limits.torque_rate_nm_s
         jp[k.JP_DAMP] = [joint.damp_nms_rad for joint in joints]
-        jp[k.JP_COULOMB] = [joint.coulomb_nm for joint in joints]
-        jp[k.JP_VISCOUS] = [joint.viscous_nms_rad for joint in joints]
         jp[k.JP_ARMATURE] = arm.armature_kgm2
         jp[k.JP_VELOCITY] = arm.limits.velocity_rad_s
         jp[k.JP_TRACKING] = config.tracking_error_limit_rad
+        jp[k.JP_KD_MIN] = [joint.kd.minimum for joint in joints]
+        jp[k.JP_KD_MAX] = [joint.kd.maximum for joint in joints]
 
+        self._planner = Planner(config, arm, prior, jp, cf)
+        pool = self._pool = self._planner.pool
         self._st = np.zeros(k.ST_SIZE)
         self._si = np.zeros(k.SI_SIZE, dtype=np.int64)
         self._st[k.ST_GRIPPER] = cf[k.CF_GRIPPER_MAX]
         self._meta = np.zeros((k.SLOTS, k.META_CHANNEL + n + 1), dtype=np.int64)
         self._sf = np.zeros((k.SLOTS, 4))
-        self._data = [aligned_empty(n + 1) for _ in range(k.SLOTS)]
+        self._pi = np.zeros(k.PI_SIZE, dtype=np.int64)
+        self._pf = np.zeros(k.PF_SIZE)
+        self._pmeta, self._psf = self._meta.copy(), self._sf.copy()
         self._tel = np.zeros((k.TEL_ROWS, n + 1))
         self._tau = np.zeros(n)
         self._ref = np.zeros((3, n + 1))
-        self._tmp = np.zeros((3, n + 1))
-        self._dyn = np.zeros((5, n))
+        self._tmp = np.zeros((2, 3, n + 1))
+        self._dyn = np.zeros((7, max(n, 3)))
         self._dynamics_work = np.zeros((n, WORK_COLUMNS))
-        self._raw = np.zeros(3 * (n + 1))
+        channels = n + 1 if prior is None else max(n + 1, prior.D)
+        self._raw = np.zeros(3 * channels)
         self._work = aligned_empty(siren_work_size(1 if prior is None else prior.H))
-        # admission works on copies, so that it may leave the tick's arrays alone
-        self._scan_meta = self._meta.copy()
-        self._scan_sf = self._sf.copy()
-        self._scan_scratch = (self._tmp.copy(), self._ref.copy(), self._dynamics_work.copy(),
-                              self._dyn.copy())
-        self._ratios = np.zeros(4)
-        self._ratio_joints = np.zeros(4, dtype=np.int64)
-        self._ratio_instants = np.zeros(4)
-        self._sequence = 0
+        self._tick_arguments = (
+            cf, jp, self._st, self._si, arm.model, arm.parent, arm.kind, arm.gravity, pool,
+            self._meta, self._sf, self._pi, self._pf, self._pmeta, self._psf, self._raw,
+            self._work, self._tmp, self._ref, self._dynamics_work, self._dyn, self._tel, self._tau,
+        )
+        self._number = 0
+        self._planned_buffers: tuple[int, ...] = ()
+        self._committed_sequence = 0
         self._last_stamp_s = -math.inf
         self._window = (0.0, 1.0)
         names = ("q_ref", "dq_ref", "ddq_ref", "q", "dq")
@@ -218,10 +126,30 @@ class ImpedanceController:
             tau_friction=self._tel[k.TEL_FRICTION, :n],
             **rows,
         )
-        self._inverse_inertias = [np.linalg.inv(arm.mass_matrix(q)) for q in _poses(arm)]
+        masses = [arm.mass_matrix(q) for q in _poses(arm)]
+        self._inertias = [(mass, np.linalg.inv(mass)) for mass in masses]
         self.refused_count = 0
         self.accepted_count = 0
-        self._bind()
+        self.tuning = Tuning.of(arm.config)
+        self._set_targets(self.tuning, config.gain_ramp_s)
+        jp[k.JP_KP], jp[k.JP_KD] = jp[k.JP_KP_TARGET], jp[k.JP_KD_TARGET]
+
+    def _write_config(self) -> None:
+        cf, config, gripper = self._cf, self.config, self.arm.config.gripper
+        cf[k.CF_DT_MAX] = config.dt_max_s
+        cf[k.CF_STATE_TIMEOUT] = config.state_timeout_s
+        cf[k.CF_JUMP_MARGIN] = config.jump_margin_rad
+        cf[k.CF_OVERSPEED_RATIO] = config.overspeed_ratio
+        cf[k.CF_FEEDFORWARD] = FEEDFORWARD[config.feedforward]
+        cf[k.CF_COULOMB_SPEED] = config.coulomb_speed_rad_s
+        cf[k.CF_DAMP_GRAVITY] = 1.0 if config.damp_gravity else 0.0
+        cf[k.CF_DEACTIVATE] = config.deactivate_s
+        cf[k.CF_CLOCK_TOLERANCE] = config.clock_tolerance_ticks
+        if gripper is not None:
+            cf[k.CF_GRIPPER_MAX] = gripper.max_width_m
+            cf[k.CF_GRIPPER_SPEED] = gripper.speed_limit_m_s
+            cf[k.CF_GRIPPER_HYSTERESIS] = gripper.hysteresis_m
+        cf[k.CF_VELOCITY_FILTER] = config.velocity_filter_s
 
     # -- what the caller reads --------------------------------------------------------------------
     @property
@@ -249,8 +177,8 @@ class ImpedanceController:
 
     @property
     def sequence(self) -> int:
-        """Sequence of the newest accepted reference since activation; 0: none."""
-        return self._sequence
+        """Sequence of the newest reference handed over to since activation; 0: none."""
+        return int(self._si[k.SI_SEQUENCE])
 
     @property
     def last_tick_s(self) -> float:
@@ -348,26 +276,32 @@ class ImpedanceController:
         self._tel[k.TEL_Q_REF, :n] = self._tel[k.TEL_Q, :n] = q
         self._tel[k.TEL_DQ, :n] = dq
         self._tel[k.TEL_Q_REF, n] = width
-        self._hold_in_slot(0, self._tel[k.TEL_Q_REF])
+        self._pool[0, : n + 1] = self._tel[k.TEL_Q_REF]
+        self._tel[k.TEL_DQ_FILTERED, :n] = dq
+        self._meta[0, k.META_KIND], self._meta[0, k.META_BUFFER] = k.KIND_HOLD, 0
+        generation = int(si[k.SI_GENERATION])
         si[:] = 0
+        si[k.SI_GENERATION] = generation + 1
         si[k.SI_COUNT] = 1
         si[k.SI_FAULT_JOINT] = -1
         si[k.SI_MODE] = Mode.HOLD
         st[k.ST_RATE] = 0.0
         self._jp[k.JP_KP] = self._jp[k.JP_KP_TARGET]
         self._jp[k.JP_KD] = self._jp[k.JP_KD_TARGET]
-        self._sequence = 0
+        self._pi[k.PI_WAITING] = 0
+        self._committed_sequence = 0
         self._last_stamp_s = -math.inf
-        self._bind()
 
     def deactivate(self, t_s: float) -> None:
         """Brake along the path, ramp to gravity and damping only, then OFF (tick gives zero)."""
         mode = self.mode
         if mode in (Mode.DAMP, Mode.ESTOP):
             self._si[k.SI_MODE] = Mode.OFF
+            self._si[k.SI_GENERATION] += 1
         elif mode != Mode.OFF and self._si[k.SI_DEACTIVATING] == 0:
             self.brake(t_s)
             self._si[k.SI_DEACTIVATING] = 1
+            self._si[k.SI_GENERATION] += 1
 
     def brake(self, t_s: float) -> None:
         """Slow down along the path to a stop, then hold. Does nothing unless in TRACK."""
@@ -379,14 +313,27 @@ class ImpedanceController:
             return
         remaining = max(float(st[k.ST_END]) - at, 1e-6)
         st[k.ST_BRAKE_AT] = at
-        st[k.ST_BRAKE_T] = min(self._brake_time(self._tel[k.TEL_DQ_REF, : self.n]), 2 * remaining)
+        duration = self._planner.brake_time(self._tel[k.TEL_DQ_REF, : self.n])
+        st[k.ST_BRAKE_T] = min(duration, 2 * remaining)
+        self._si[k.SI_GENERATION] += 1
 
     def estop(self) -> None:
         """Damp at once and latch. Allowed in every mode."""
         if self.mode != Mode.OFF:
-            self._si[k.SI_MODE] = Mode.ESTOP
-            self._si[k.SI_FAULT] = Fault.ESTOP_REQUESTED
-            self._si[k.SI_FAULT_JOINT] = -1
+            self._latch(Mode.ESTOP, Fault.ESTOP_REQUESTED)
+
+    def report_fault(self, fault: Fault, joint: int = -1) -> None:
+        """Damp because of something that only the caller sees (a drive, the bus, the loop).
+
+        ``joint`` is an index or -1. The first fault stays; OFF and ESTOP are left alone.
+        """
+        if self.mode not in (Mode.OFF, Mode.DAMP, Mode.ESTOP):
+            self._latch(Mode.DAMP, fault, joint)
+
+    def _latch(self, mode: Mode, fault: Fault, joint: int = -1) -> None:
+        si = self._si
+        si[k.SI_MODE], si[k.SI_FAULT], si[k.SI_FAULT_JOINT] = mode, fault, joint
+        si[k.SI_GENERATION] += 1
 
     def reset(self, t_s: float | None = None) -> None:
         """Leave DAMP or ESTOP: hold the measured pose. ResetRefusedError unless at standstill.
@@ -427,76 +374,97 @@ class ImpedanceController:
         step = self._jp[k.JP_TORQUE_RATE] * min(age_s, self.config.state_timeout_s)
         limit = self._jp[k.JP_TORQUE]
         self._tau[:] = np.clip(np.clip(gravity, self._tau - step, self._tau + step), -limit, limit)
-        self._si[k.SI_MODE] = Mode.DAMP
-        self._si[k.SI_FAULT] = Fault.STATE_STALE
-        self._si[k.SI_FAULT_JOINT] = -1
+        self._latch(Mode.DAMP, Fault.STATE_STALE)
         return True
 
+    # -- tuning -----------------------------------------------------------------------------------
     def set_gains(self, kp: Sequence[float] | FloatArray, kd: Sequence[float] | FloatArray) -> None:
-        """New stiffness [n] and damping [n]: checked against the arm's ranges, then ramped."""
-        self._check_ranges(kp, kd)
-        jp = self._jp
-        for target, current, ramp, values in (
-            (k.JP_KP_TARGET, k.JP_KP, k.JP_KP_RATE, kp),
-            (k.JP_KD_TARGET, k.JP_KD, k.JP_KD_RATE, kd),
-        ):
-            jp[target] = values
-            jp[ramp] = np.abs(jp[target] - jp[current]) / self.config.gain_ramp_s
-            if self.mode == Mode.OFF:
-                jp[current] = jp[target]
-
-    def _check_ranges(
-        self, kp: Sequence[float] | FloatArray, kd: Sequence[float] | FloatArray
-    ) -> None:
-        for name, values in (("kp", kp), ("kd", kd)):
-            if len(values) != self.n:
-                raise ControllerConfigError(f"{name} needs {self.n} values, got {len(values)}")
-            for joint, value in zip(self.arm.config.joints, values, strict=True):
-                allowed = joint.kp if name == "kp" else joint.kd
-                if not allowed.minimum <= value <= allowed.maximum:
-                    raise ControllerConfigError(
-                        f"gains.{joint.name}.{name} = {value:g} is outside "
-                        f"[{allowed.minimum:g}, {allowed.maximum:g}]; choose a value inside"
-                    )
+        """New stiffness [n] and damping [n], the rest of the tuning as it is."""
+        self.set_tuning(replace(self.tuning, kp=tuple(kp), kd=tuple(kd)))
 
     def check_gains(
         self, kp: Sequence[float] | FloatArray, kd: Sequence[float] | FloatArray, period_s: float
     ) -> str:
-        """Why these gains cannot be used at this tick period; empty when they can.
+        """``check_tuning`` of these gains and the rest of the tuning as it is."""
+        return self.check_tuning(replace(self.tuning, kp=tuple(kp), kd=tuple(kd)), period_s)
 
-        Besides the ranges: damping acts one period and the drives' delay late. The fastest rate at
-        which it takes speed out of the arm, the largest eigenvalue of M^-1 Kd (joints are coupled:
-        folded, an arm has directions with hardly more inertia than the rotors), times that delay
-        is the phase lag at crossover; beyond about 1.1 rad the arm starts to shake.
+    def set_tuning(self, tuning: Tuning) -> None:
+        """New gains, friction, torque limits: checked against the ranges, gains ramped.
+
+        ControllerConfigError names what is outside its range. Whether the damping suits the loop's
+        delay is another question: ``check_tuning``.
         """
-        try:
-            self._check_ranges(kp, kd)
-        except ControllerConfigError as error:
-            return str(error)
-        damping = np.asarray(kd, dtype=np.float64)
-        root = np.sqrt(damping)
-        worst, pose = 0.0, 0
-        for index, inverse in enumerate(self._inverse_inertias):
+        problem = tuning.outside_ranges(self.arm.config)
+        if problem:
+            raise ControllerConfigError(problem)
+        self.tuning = tuning
+        self._set_targets(tuning, self.config.gain_ramp_s)
+        if self.mode == Mode.OFF:
+            jp = self._jp
+            jp[k.JP_KP], jp[k.JP_KD] = jp[k.JP_KP_TARGET], jp[k.JP_KD_TARGET]
+
+    def _set_targets(self, tuning: Tuning, ramp_s: float) -> None:
+        jp, cf = self._jp, self._cf
+        jp[k.JP_KP_TARGET] = tuning.effective_kp(self.arm.config)
+        jp[k.JP_KP_RATE] = np.abs(jp[k.JP_KP_TARGET] - jp[k.JP_KP]) / ramp_s
+        if tuning.damping_ratio == 0.0:
+            jp[k.JP_KD_TARGET] = tuning.kd
+            jp[k.JP_KD_RATE] = np.abs(jp[k.JP_KD_TARGET] - jp[k.JP_KD]) / ramp_s
+        else:  # the tick moves the target with the inertia
+            jp[k.JP_KD_RATE] = jp[k.JP_KD_MAX] / ramp_s
+        cf[k.CF_DAMPING_RATIO] = tuning.damping_ratio
+        cf[k.CF_ERROR_CLIP] = tuning.error_clip_rad
+        cf[k.CF_FRICTION_SCALE] = tuning.friction_scale
+        jp[k.JP_COULOMB], jp[k.JP_VISCOUS] = tuning.coulomb_nm, tuning.viscous_nms_rad
+        jp[k.JP_TORQUE] = tuning.torque_limit_nm
+
+    def check_tuning(self, tuning: Tuning, period_s: float) -> str:
+        """Why this tuning cannot be used at this tick period; empty when it can.
+
+        Besides the ranges: damping acts one period, the drives' delay and the velocity filter
+        late. The fastest rate at which it takes speed out of the arm, the largest eigenvalue of
+        M^-1 Kd (joints are coupled: folded, an arm has directions with hardly more inertia than
+        the rotors), times that delay is the phase lag at crossover; beyond about 1.1 rad the arm
+        starts to shake.
+        """
+        problem = tuning.outside_ranges(self.arm.config)
+        if problem:
+            return problem
+        worst, pose, damping = 0.0, 0, np.zeros(self.n)
+        for index, (inertia, inverse) in enumerate(self._inertias):
+            candidate = np.asarray(tuning.kd, dtype=np.float64)
+            if tuning.damping_ratio > 0.0:
+                kp = np.asarray(tuning.effective_kp(self.arm.config))
+                wanted = 2.0 * tuning.damping_ratio * np.sqrt(kp * np.diag(inertia))
+                candidate = np.clip(wanted, self._jp[k.JP_KD_MIN], self._jp[k.JP_KD_MAX])
+            root = np.sqrt(candidate)
             # eigenvalues of M^-1 Kd are those of Kd^1/2 M^-1 Kd^1/2
             rate = float(np.linalg.eigvalsh(root[:, None] * inverse * root)[-1])
             if rate > worst:
-                worst, pose = rate, index
-        delay = period_s + self.arm.config.feedback_delay_s
+                worst, pose, damping = rate, index, candidate
+        delay = period_s + self.arm.config.feedback_delay_s + self.config.velocity_filter_s
         if worst * delay <= _LAG_LIMIT_RAD:
             return ""
         excess = 100.0 * (1.0 - _LAG_LIMIT_RAD / (worst * delay))
-        share = np.sum(damping * np.diag(self._inverse_inertias[pose])) or 1.0
+        inverse = np.diag(self._inertias[pose][1])
+        share = np.sum(damping * inverse) or 1.0
         names = ", ".join(
-            f"{name} {value:g}" for name, value, inverse in zip(
-                self.arm.joint_names, damping, np.diag(self._inverse_inertias[pose]), strict=True
-            ) if value * inverse > share / self.n
+            f"{name} {value:g}"
+            for name, value, mobility in zip(self.arm.joint_names, damping, inverse, strict=True)
+            if value * mobility > share / self.n
         )
+        knob = "kd" if tuning.damping_ratio == 0.0 else "damping_ratio"
         return (
             f"damping too high for the delay: it would act at {worst:.0f} rad/s with "
             f"{delay * 1e3:.1f} ms delay ({worst * delay:.2f} rad of lag, at most "
-            f"{_LAG_LIMIT_RAD:g}); lower kd by {excess:.0f} % "
+            f"{_LAG_LIMIT_RAD:g}); lower {knob} by {excess:.0f} % "
             f"(mostly {names}) or raise control_rate_hz"
         )
+
+    def set_config(self, config: ControllerConfig) -> None:
+        """Change settings while running; they hold from the next tick and the next plan."""
+        self.config = self._planner.config = config
+        self._write_config()
 
     # -- the tick ---------------------------------------------------------------------------------
     def tick(self, t_s: float, q: FloatArray, dq: FloatArray) -> FloatArray:
@@ -504,184 +472,68 @@ class ImpedanceController:
 
         q, dq: contiguous float64[n]. The result is finite and within the limits whatever comes in.
         """
-        arm = self.arm
-        k.tick(
-            t_s, q, dq, self._cf, self._jp, self._st, self._si, arm.model, arm.parent, arm.kind,
-            arm.gravity, self._d0, self._d1, self._d2, self._meta, self._sf, self._raw, self._work,
-            self._tmp, self._ref, self._dynamics_work, self._dyn, self._tel, self._tau,
-        )
+        k.tick(t_s, q, dq, *self._tick_arguments)
         return self._tau
 
-    # -- admission and hand-over ------------------------------------------------------------------
+    # -- new references ---------------------------------------------------------------------------
     def offer(self, t_s: float, reference: Reference) -> AdmissionVerdict:
-        """Judge a new reference at time ``t_s`` and, if accepted, hand over to it."""
-        verdict = self._admit(t_s, reference)
-        if verdict.accepted:
-            self.accepted_count += 1
-        else:
+        """Judge a new reference at time ``t_s`` and, if admitted, hand over to it at once."""
+        return self.commit(self.plan(self.snapshot(), t_s, reference))
+
+    def snapshot(self) -> Snapshot:
+        """Copy of what ``plan`` has to know; take it between two ticks."""
+        si = self._si
+        return Snapshot(
+            self.mode, int(si[k.SI_GENERATION]), bool(si[k.SI_DEACTIVATING]),
+            float(self._st[k.ST_T]), self._committed_sequence, self._last_stamp_s, self._number,
+            self._st.copy(), int(si[k.SI_COUNT]), self._meta.copy(), self._sf.copy(),
+            self._planned_buffers,
+        )
+
+    def plan(
+        self, snapshot: Snapshot, t_s: float, reference: Reference, lead_s: float = 0.0
+    ) -> Plan:
+        """Judge ``reference`` and prepare the hand-over; see :meth:`Planner.plan`."""
+        return self._planner.plan(snapshot, t_s, reference, lead_s)
+
+    def commit(self, plan: Plan) -> AdmissionVerdict:
+        """Give an admitted plan to the tick; its verdict, or OVERTAKEN when it came too late.
+
+        The tick hands over at the first instant past the plan's flip (at once when that is the
+        last tick). OVERTAKEN means: snapshot and plan again, with a longer lead.
+        """
+        verdict = plan.verdict
+        if not verdict.accepted:
             self.refused_count += 1
+            return verdict
+        behind = float(self._st[k.ST_T]) - plan.flip_s
+        if (
+            plan.generation != self._si[k.SI_GENERATION]
+            or plan.number != self._number + 1
+            or behind > 0.0
+        ):
+            return replace(
+                verdict, verdict=Verdict.REFUSED, reason=Reason.OVERTAKEN,
+                text="the controller went on while the reference was judged; judge it again",
+            )
+        self._number = plan.number
+        pi, pf = self._pi, self._pf
+        self._pmeta[: plan.count], self._psf[: plan.count] = plan.meta, plan.sf
+        pf[k.PF_FLIP], pf[k.PF_END] = plan.flip_s, plan.end_s
+        pf[k.PF_BRAKE_AT], pf[k.PF_BRAKE_T] = plan.brake_at_s, plan.brake_s
+        pi[k.PI_COUNT], pi[k.PI_GENERATION] = plan.count, plan.generation
+        pi[k.PI_SEQUENCE] = verdict.sequence
+        self._planned_buffers = plan.buffers
+        self._committed_sequence, self._last_stamp_s = verdict.sequence, plan.stamp_s
+        self._window = plan.window_s
+        pi[k.PI_WAITING] = 1
+        if behind == 0.0:
+            k.flip(
+                self._st, self._si, self._pool, self._meta, self._sf, pi, pf, self._pmeta,
+                self._psf, self._raw, self._work, self._tmp, self._ref,
+            )
+        self.accepted_count += 1
         return verdict
-
-    def _admit(self, t_s: float, reference: Reference) -> AdmissionVerdict:
-        sequence = int(reference.sequence)
-
-        def refuse(reason: Reason, text: str, **figures: object) -> AdmissionVerdict:
-            return AdmissionVerdict(
-                Verdict.REFUSED, reason, text, sequence, **figures  # type: ignore[arg-type]
-            )
-
-        mode = self.mode
-        if mode not in (Mode.TRACK, Mode.BRAKE, Mode.HOLD):
-            return refuse(Reason.NOT_FOLLOWING, f"the controller is in {mode.name}")
-        if self._si[k.SI_DEACTIVATING]:
-            return refuse(Reason.DEACTIVATING, "the controller is deactivating")
-        if isinstance(reference, ActionField):
-            if self.prior is None or reference.prior_id != self.prior.prior_id:
-                known = "none" if self.prior is None else self.prior.prior_id[:12]
-                return refuse(
-                    Reason.PRIOR_MISMATCH,
-                    f"field belongs to prior {reference.prior_id[:12]!r}, loaded is {known!r}",
-                )
-            assert self._prior_columns is not None
-            columns = self._prior_columns
-        elif isinstance(reference, SplineReference):
-            if reference.D not in (self.n, self.n + 1):
-                return refuse(
-                    Reason.CHANNEL_MISMATCH,
-                    f"spline has {reference.D} channels; the arm needs {self.n} joints in order "
-                    f"{list(self.arm.joint_names)}, then optionally the gripper width",
-                )
-            columns = [*range(self.n), -1 if self.n == reference.D else self.n]
-        else:  # a caller without type checking
-            return refuse(Reason.UNKNOWN_KIND, f"cannot follow a {type(reference).__name__}")
-        start, end, stamp = reference.start_s, reference.end_s, reference.stamp_s
-        last = float(self._st[k.ST_T])
-        now = max(t_s, last) if math.isfinite(t_s) else last
-        if start > now + self.config.start_ahead_s:
-            return refuse(
-                Reason.STARTS_TOO_LATE,
-                f"starts {start - now:.3f} s ahead; allowed is {self.config.start_ahead_s:g} s",
-            )
-        seam = max(last, start)
-        if end - now < self.config.min_remaining_s:
-            return refuse(
-                Reason.EXHAUSTED, f"only {end - now:.3f} s remain of {end - start:.3f} s"
-            )
-        if stamp < self._last_stamp_s or (
-            stamp == self._last_stamp_s and sequence <= self._sequence
-        ):
-            return refuse(
-                Reason.OUT_OF_ORDER,
-                f"its observation ({stamp:.3f} s) is not newer than the one in force "
-                f"({self._last_stamp_s:.3f} s, sequence {self._sequence})",
-            )
-
-        n, config = self.n, self.config
-        jet = reference.jet(seam, 2)
-        if not np.isfinite(jet).all():
-            return refuse(Reason.NOT_FINITE, "the field is not finite at the hand-over")
-        count, data = self._arrange(seam, config.blend_s)
-        step = jet[:, columns[:n]] - self._old_jet(count, data, seam)[:, :n]
-        age = max(now - stamp, 0.0)
-        consumed = min(max((now - start) / (end - start), 0.0), 1.0)
-        figures: dict[str, object] = {
-            "seam_position_rad": step[0].copy(),
-            "seam_velocity_rad_s": step[1].copy(),
-            "seam_acceleration_rad_s2": step[2].copy(),
-            "age_s": age,
-            "consumed_fraction": consumed,
-            "instant_s": seam,
-        }
-        for row, limit, reason, unit in (
-            (0, config.seam_position_limit_rad, Reason.SEAM_POSITION, "rad"),
-            (1, config.seam_velocity_limit_rad_s, Reason.SEAM_VELOCITY, "rad/s"),
-        ):
-            worst = int(np.argmax(np.abs(step[row])))
-            if abs(step[row, worst]) > limit:
-                joint = self.arm.joint_names[worst]
-                return refuse(
-                    reason,
-                    f"{joint} would step by {step[row, worst]:+.3f} {unit} at the hand-over; "
-                    f"allowed is {limit:g}",
-                    joint=joint,
-                    **figures,
-                )
-
-        limits = (
-            (0, max(1.0, self._outside_ratio()), Reason.POSITION_LIMIT),
-            (1, config.admit_velocity_ratio, Reason.VELOCITY_LIMIT),
-            (2, config.admit_acceleration_ratio, Reason.ACCELERATION_LIMIT),
-            (3, config.admit_torque_ratio, Reason.TORQUE_LIMIT),
-        )
-        # A step at the seam costs acceleration with 1 / blend^2. A field that only its hand-over
-        # makes too fast is let in over a longer blend: refusing it would leave an arm at rest
-        # there for good, since the next field would be the same.
-        blend = config.blend_s
-        while True:
-            if blend != config.blend_s:
-                count, data = self._arrange(seam, blend)
-            data.append(
-                self._fill_slot(self._scan_meta[count], self._scan_sf[count], reference, columns)
-            )
-            self._scan_sf[count, k.SF_SEAM] = seam
-            self._scan_sf[count, k.SF_BLEND] = blend
-            count += 1
-            brake_at, brake_t = self._plan_brake(reference, columns, seam)
-            ratios, joints, instants = self._scan(last, end, brake_at, brake_t, count, data)
-            longer = min(2.0 * blend, config.blend_max_s, 0.5 * (end - seam))
-            if longer <= blend or all(ratios[row] <= limit for row, limit, _ in limits):
-                break
-            blend = longer
-        figures |= {
-            "position_ratio": float(ratios[0]),
-            "velocity_ratio": float(ratios[1]),
-            "acceleration_ratio": float(ratios[2]),
-            "torque_ratio": float(ratios[3]),
-            "blend_s": blend,
-        }
-        for row, limit, reason in limits:
-            if not ratios[row] <= limit:
-                index = int(joints[row])
-                joint = self.arm.joint_names[index] if 0 <= index < n else "gripper"
-                if ratios[row] == np.inf:
-                    reason = Reason.NOT_FINITE
-                return refuse(
-                    reason,
-                    f"{joint} would reach {ratios[row]:.2f} of its {reason.name.lower()} "
-                    f"{instants[row] - now:+.3f} s from now (allowed {limit:.2f})",
-                    **(figures | {"joint": joint, "instant_s": float(instants[row])}),
-                )
-
-        self._install(count, data, brake_at, brake_t, end)
-        self._sequence, self._last_stamp_s = sequence, stamp
-        self._window = (start, end - start)
-        return AdmissionVerdict(
-            Verdict.ACCEPTED, sequence=sequence, **figures  # type: ignore[arg-type]
-        )
-
-    # -- internals of the hand-over ---------------------------------------------------------------
-    def _columns_of_prior(self, prior: Prior) -> list[int]:
-        names = [channel.name for channel in prior.channels]
-        columns = []
-        for joint in self.arm.joint_names:
-            if joint not in names:
-                raise ControllerConfigError(
-                    f"the prior has no channel for joint {joint!r}; its channels are {names}: "
-                    "use the prior that was trained for this arm"
-                )
-            columns.append(names.index(joint))
-        gripper = self.arm.config.gripper
-        if gripper is not None and gripper.channel in names:
-            columns.append(names.index(gripper.channel))
-        else:
-            columns.append(-1)
-        unused = sorted(set(names) - {names[c] for c in columns if c >= 0})
-        if unused:
-            raise ControllerConfigError(
-                f"the prior has channels that this arm does not: {unused}; joints are "
-                f"{list(self.arm.joint_names)}"
-            )
-        return columns
 
     def _checked_state(self, q: FloatArray, dq: FloatArray) -> tuple[FloatArray, FloatArray]:
         pair = []
@@ -694,167 +546,6 @@ class ImpedanceController:
                 raise ValueError(f"measured {name} of {joint} is not finite; cannot activate")
             pair.append(array)
         return pair[0], pair[1]
-
-    def _bind(self) -> None:
-        self._d0, self._d1, self._d2 = self._data
-
-    def _hold_in_slot(self, slot: int, values: FloatArray) -> None:
-        self._meta[slot, k.META_KIND] = k.KIND_HOLD
-        buffer = aligned_empty(self.n + 1)
-        buffer[:] = values
-        self._data[slot] = buffer
-
-    def _old_jet(self, count: int, data: list[FloatArray], seam: float) -> FloatArray:
-        """Jet [3, n + 1] at the seam of what the scan tables hold (path rate 1)."""
-        out = np.zeros((3, self.n + 1))
-        slots = (data + [data[0]] * k.SLOTS)[: k.SLOTS]
-        k.composite(
-            count, *slots, self._scan_meta, self._scan_sf, self._st[k.ST_GRIPPER_HOLD], seam,
-            self._raw, self._work, self._scan_scratch[0], out,
-        )
-        return out
-
-    def _arrange(self, seam: float, blend: float) -> tuple[int, list[FloatArray]]:
-        """Choose what the new reference is blended from; fills the scan copies of slot tables.
-
-        The composite that runs now is kept exactly if a slot is free and it lasts through the
-        blend; otherwise it is replaced by a bridge that starts with the position, velocity and
-        acceleration of the last tick and comes to rest.
-        """
-        st, si = self._st, self._si
-        count = int(si[k.SI_COUNT])
-        sigma = float(st[k.ST_T])
-        first = 0
-        for index in range(1, count):
-            if sigma >= self._sf[index, k.SF_SEAM] + self._sf[index, k.SF_BLEND]:
-                first = index
-        kept = list(range(first, count))
-        blend_end = seam + blend
-        if self.mode == Mode.TRACK and len(kept) < k.SLOTS and blend_end <= st[k.ST_BRAKE_AT]:
-            for target, source in enumerate(kept):
-                self._scan_meta[target] = self._meta[source]
-                self._scan_sf[target] = self._sf[source]
-            return len(kept), [self._data[source] for source in kept]
-        return 1, [self._bridge()]
-
-    def _bridge(self) -> FloatArray:
-        """Slot 0 of the scan tables: from the last commanded jet to rest in ``bridge_s``."""
-        start = float(self._st[k.ST_T])
-        n = self.n
-        meta, sf = self._scan_meta[0], self._scan_sf[0]
-        x0, v0, a0 = self._tel[[k.TEL_Q_REF, k.TEL_DQ_REF, k.TEL_DDQ_REF]]
-        if not v0.any() and not a0.any():
-            meta[k.META_KIND] = k.KIND_HOLD
-            buffer = aligned_empty(n + 1)
-            buffer[:] = x0
-            return buffer
-        T = self.config.bridge_s
-        # cubic velocity: v(0) = v0, v'(0) = a0, v(T) = v'(T) = 0
-        c2 = (-3.0 * v0 - 2.0 * a0 * T) / T**2
-        c3 = (2.0 * v0 + a0 * T) / T**3
-        coefficients = np.zeros((6, n + 1))
-        coefficients[0], coefficients[1], coefficients[2] = x0, v0, 0.5 * a0
-        coefficients[3], coefficients[4] = c2 / 3.0, c3 / 4.0
-        buffer = aligned_empty(2 + 6 * (n + 1))
-        buffer[0:2] = (start, start + T)
-        buffer[2:] = coefficients.ravel()
-        meta[k.META_KIND], meta[k.META_A], meta[k.META_D] = k.KIND_SPLINE, 1, n + 1
-        meta[k.META_CHANNEL :] = np.arange(n + 1)
-        sf[k.SF_START], sf[k.SF_HORIZON] = start, T
-        return buffer
-
-    def _fill_slot(
-        self, meta: FloatArray, sf: FloatArray, reference: AnyReference, columns: Sequence[int]
-    ) -> FloatArray:
-        """Write the slot tables for ``reference`` and return its private copy as a flat buffer."""
-        if isinstance(reference, ActionField):
-            folded = reference.folded
-            meta[: k.META_CHANNEL] = (k.KIND_SIREN, folded.L, folded.H, folded.D)
-            buffer = aligned_empty(folded.weights.size)
-            buffer[:] = folded.weights
-            self._grow(folded.D, folded.H)
-        else:
-            pieces = reference.coefficients.shape[0]
-            meta[: k.META_CHANNEL] = (k.KIND_SPLINE, pieces, 0, reference.D)
-            buffer = aligned_empty(pieces + 1 + reference.coefficients.size)
-            buffer[: pieces + 1] = reference.knots_s
-            buffer[pieces + 1 :] = reference.coefficients.ravel()
-            self._grow(reference.D, 1)
-        meta[k.META_CHANNEL :] = columns
-        sf[k.SF_START], sf[k.SF_HORIZON] = reference.start_s, reference.end_s - reference.start_s
-        return buffer
-
-    def _grow(self, channels: int, width: int) -> None:
-        if self._raw.size < 3 * channels:
-            self._raw = np.zeros(3 * channels)
-        if self._work.size < siren_work_size(width):
-            self._work = aligned_empty(siren_work_size(width))
-
-    def _brake_time(self, velocity: FloatArray) -> float:
-        """Duration that keeps the braking share of acceleration below two thirds of the limit."""
-        needed = float(np.max(np.abs(velocity) / self.arm.limits.acceleration_rad_s2))
-        return min(max(self.config.brake_s, 1.5 * _BRAKE_PEAK * needed), self.config.brake_max_s)
-
-    def _plan_brake(
-        self, reference: AnyReference, columns: Sequence[int], seam: float
-    ) -> tuple[float, float]:
-        """(instant, duration) of the brake that ends exactly at the end of ``reference``."""
-        end = reference.end_s
-        if isinstance(reference, SplineReference):
-            # Only a spline can rest exactly (its last knot is exact; start + horizon of a field is
-            # rounded, and beyond its end a field is at rest in name only).
-            last = reference.jet(end, 2)[1:, columns[: self.n]]
-            if np.all(np.abs(last) < 1e-9):
-                return end, 0.0
-        speed = np.abs(reference.jet(max(end - self.config.brake_s / 2, seam), 1)[1])
-        duration = min(self._brake_time(speed[columns[: self.n]]), 2.0 * (end - seam))
-        return end - 0.5 * duration, duration
-
-    def _outside_ratio(self) -> float:
-        """Position ratio of the current reference: from outside a limit the way back is allowed."""
-        limits = self.arm.limits
-        middle = 0.5 * (limits.position_max_rad + limits.position_min_rad)
-        half = 0.5 * (limits.position_max_rad - limits.position_min_rad)
-        return float(np.max(np.abs(self.telemetry.q_ref - middle) / half)) + 1e-9
-
-    def _scan(
-        self, last: float, end: float, brake_at: float, brake_t: float, count: int,
-        data: list[FloatArray],
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        arm = self.arm
-        stop = brake_at + brake_t if brake_t > 0.0 else end
-        # a third of the samples on the blend, where accelerations change fastest
-        dense = self.config.admission_samples // 3 + 1
-        newest = self._scan_sf[count - 1]
-        blended = min(float(newest[k.SF_SEAM] + newest[k.SF_BLEND]), stop)
-        times = np.concatenate([
-            np.linspace(last, blended, dense, endpoint=False),
-            np.linspace(blended, stop, self.config.admission_samples - dense),
-        ])
-        slots = (data + [data[0]] * k.SLOTS)[: k.SLOTS]
-        tmp, ref, dynamics_work, dyn = self._scan_scratch
-        k.scan(
-            times, brake_at, brake_t, end, count, *slots, self._scan_meta, self._scan_sf,
-            self._st[k.ST_GRIPPER_HOLD], arm.model, arm.parent, arm.kind, arm.gravity, self._jp,
-            self._cf, arm.limits.position_min_rad, arm.limits.position_max_rad,
-            arm.limits.acceleration_rad_s2, self._raw, self._work, tmp, ref, dynamics_work, dyn,
-            self._ratios, self._ratio_joints, self._ratio_instants,
-        )
-        return self._ratios, self._ratio_joints, self._ratio_instants
-
-    def _install(
-        self, count: int, data: list[FloatArray], brake_at: float, brake_t: float, end: float
-    ) -> None:
-        self._meta[:count] = self._scan_meta[:count]
-        self._sf[:count] = self._scan_sf[:count]
-        self._data = (data + [data[0]] * k.SLOTS)[: k.SLOTS]
-        st, si = self._st, self._si
-        st[k.ST_BRAKE_AT], st[k.ST_BRAKE_T], st[k.ST_END] = brake_at, brake_t, end
-        st[k.ST_GRIPPER_HOLD] = st[k.ST_GRIPPER_TARGET]
-        si[k.SI_COUNT] = count
-        si[k.SI_SEAM] = 1
-        si[k.SI_MODE] = Mode.TRACK
-        self._bind()
 
 
 def _poses(arm: ArmModel, count: int = 40) -> list[FloatArray]:

@@ -124,3 +124,20 @@ def rnea(model, parent, kind, gravity, q, dq, ddq, work, tau):  # type: ignore[n
             u[24] += w[0] * w[24] + w[1] * w[25] + w[2] * w[26] + w[10] * fz - w[11] * fy
             u[25] += w[3] * w[24] + w[4] * w[25] + w[5] * w[26] + w[11] * fx - w[9] * fz
             u[26] += w[6] * w[24] + w[7] * w[25] + w[8] * w[26] + w[9] * fy - w[10] * fx
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def tool_position(parent, work, tool, out):  # type: ignore[no-untyped-def]
+    """Origin of the tool frame in the root frame [3], from the placements that ``rnea`` left in
+    ``work``; ``tool`` [12] is the frame in the last joint's frame."""
+    x, y, z = tool[9], tool[10], tool[11]
+    i = work.shape[0] - 1
+    while i >= 0:
+        w = work[i]
+        x, y, z = (
+            w[9] + w[0] * x + w[1] * y + w[2] * z,
+            w[10] + w[3] * x + w[4] * y + w[5] * z,
+            w[11] + w[6] * x + w[7] * y + w[8] * z,
+        )
+        i = parent[i]
+    out[0], out[1], out[2] = x, y, z

@@ -33,6 +33,10 @@ class Fault(IntEnum):
     REFERENCE_NOT_FINITE = 30
     DYNAMICS_NOT_FINITE = 31
     ESTOP_REQUESTED = 40
+    DRIVE_FAULT = 50
+    DRIVE_SILENT = 51
+    BUS_OFF = 52
+    LOOP_LATE = 60
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,26 @@ FAULT_TEXT: dict[Fault, FaultText] = {
         "~/estop was called",
         "ESTOP: damps at once and latches",
         "when the cell is safe, ~/reset at standstill",
+    ),
+    Fault.DRIVE_FAULT: FaultText(
+        "a motor drive reported a fault of its own (named in the diagnostics)",
+        "DAMP through the drives that still answer",
+        "read the drive's fault, cure it there, clear it, then ~/reset at standstill",
+    ),
+    Fault.DRIVE_SILENT: FaultText(
+        "a motor drive left several requests in a row unanswered",
+        "DAMP through the drives that still answer; its own watchdog damps the silent one",
+        "check its supply, connector and bus termination, then ~/reset at standstill",
+    ),
+    Fault.BUS_OFF: FaultText(
+        "the bus to the drives failed: nothing can be sent",
+        "DAMP is latched; the drives' own watchdogs damp",
+        "check wiring, termination and bit rate, bring the bus up again, then ~/reset",
+    ),
+    Fault.LOOP_LATE: FaultText(
+        "the control loop came too late too often",
+        "BRAKE at the first threshold, DAMP at the second",
+        "relieve the CPU or grant SCHED_FIFO (see the loop diagnostics), then ~/reset",
     ),
 }
 

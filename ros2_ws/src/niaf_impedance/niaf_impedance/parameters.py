@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from niaf_impedance.controller import FEEDFORWARD, ControllerConfig
 from niaf_impedance.robot_config import RobotConfig
+from niaf_impedance.settings import FEEDFORWARD, ControllerConfig
 
 Value = bool | int | float | str
 
@@ -50,7 +50,6 @@ _NODE = (
 _CONTROLLER: dict[str, tuple[str, float | None, float | None, str]] = {
     "feedforward": ("", None, None, "Rigid-body torque: gravity, nonlinear (adds Coriolis) or full "
                     "(adds inertia times reference acceleration)."),
-    "friction_scale": ("1", 0.0, 1.2, "Share of the identified friction that is compensated."),
     "coulomb_speed_rad_s": ("rad/s", 0.001, 1.0, "Speed over which the Coulomb term changes sign."),
     "blend_s": ("s", 0.005, 2.0, "Duration of the hand-over from one reference to the next."),
     "blend_max_s": ("s", 0.005, 2.0, "Longest hand-over that admission may choose to keep limits."),

@@ -43,6 +43,7 @@ class JointConfig:
     position_margin_rad: float
     velocity_limit_rad_s: float
     acceleration_limit_rad_s2: float
+    jerk_limit_rad_s3: float
     torque_limit_nm: float
     torque_rate_limit_nm_s: float
     kp: GainRange
@@ -79,8 +80,19 @@ class PayloadConfig:
 
 
 @dataclass(frozen=True)
+class WorkspaceConfig:
+    """Box that the tool frame's origin may not leave, in the frame of the URDF's root."""
+
+    min_m: tuple[float, float, float]
+    max_m: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class RobotConfig:
-    """One arm. ``urdf`` is the resolved path; ``feedback_delay_s`` the delay inside the drives."""
+    """One arm. ``urdf`` is the resolved path; ``feedback_delay_s`` the delay inside the drives.
+
+    ``tool_frame`` is a frame of the URDF behind the last joint; empty: the last joint's own frame.
+    """
 
     robot: str
     urdf: Path
@@ -91,6 +103,8 @@ class RobotConfig:
     gripper: GripperConfig | None
     payload: PayloadConfig
     source: Path
+    tool_frame: str = ""
+    workspace: WorkspaceConfig | None = None
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -211,6 +225,10 @@ class _Reader:
             raise self.fail(key, f"is {number:g} but must be {limit}; correct the value")
         return number
 
+    def optional_number(self, key: str, default: float, low: float, above: bool = False) -> float:
+        self.used.add(key)
+        return self.number(key, low, above=above) if key in self.mapping else default
+
     def vector(self, key: str) -> tuple[float, float, float]:
         value = self.get(key)
         if not isinstance(value, list) or len(value) != 3:
@@ -246,6 +264,7 @@ def _joint(mapping: object, index: int, file: Path) -> JointConfig:
         position_margin_rad=reader.number("position_margin_rad", 0.0),
         velocity_limit_rad_s=reader.number("velocity_limit_rad_s", 0.0, above=True),
         acceleration_limit_rad_s2=reader.number("acceleration_limit_rad_s2", 0.0, above=True),
+        jerk_limit_rad_s3=reader.optional_number("jerk_limit_rad_s3", math.inf, 0.0, above=True),
         torque_limit_nm=reader.number("torque_limit_nm", 0.0, above=True),
         torque_rate_limit_nm_s=reader.number("torque_rate_limit_nm_s", 0.0, above=True),
         kp=_gain(reader, "kp"),
@@ -301,7 +320,16 @@ def load_robot_config(path: str | Path) -> RobotConfig:
         inner = _Reader(reader.mapping["payload"], "payload", file)
         payload = PayloadConfig(inner.number("mass_kg", 0.0), inner.vector("com_m"))
         inner.finish()
-    reader.used |= {"gripper", "payload"}
+    workspace = None
+    if reader.mapping.get("workspace") is not None:
+        inner = _Reader(reader.mapping["workspace"], "workspace", file)
+        workspace = WorkspaceConfig(inner.vector("min_m"), inner.vector("max_m"))
+        inner.finish()
+        if not all(low < high for low, high in zip(workspace.min_m, workspace.max_m, strict=True)):
+            raise reader.fail("workspace", f"min_m {workspace.min_m} must lie below max_m "
+                              f"{workspace.max_m} on every axis; swap or correct them")
+    tool_frame = reader.text("tool_frame") if reader.mapping.get("tool_frame") else ""
+    reader.used |= {"gripper", "payload", "workspace", "tool_frame"}
     config = RobotConfig(
         robot=reader.text("robot"),
         urdf=resolve_urdf(reader.text("urdf"), file.resolve().parent),
@@ -311,6 +339,8 @@ def load_robot_config(path: str | Path) -> RobotConfig:
         joints=joints,
         gripper=gripper,
         payload=payload,
+        tool_frame=tool_frame,
+        workspace=workspace,
         source=file,
     )
     reader.finish()

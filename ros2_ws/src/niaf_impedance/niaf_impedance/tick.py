@@ -13,6 +13,10 @@ Path time sigma is the clock in TRACK. In BRAKE its rate falls from 1 to 0 over 
 quintic profile, so that velocity and acceleration scale by the chain rule and the arm stays on
 its path; a planned brake ends exactly at the end of the newest reference.
 
+Hand-over. ``planning.py`` prepares the tables of the next composite off the tick, in buffers that
+the tick does not read. The tick takes them over (``flip``) at the first instant past ``flip_s``, if
+nothing has changed meanwhile that the plan did not know (its generation number).
+
 Arrays (n joints; column n of width n + 1 is the gripper):
 
 ========  ==================  ==================================================================
@@ -20,9 +24,12 @@ cf        [CF_SIZE]           configuration, rows ``CF_*``
 jp        [JP_ROWS, n]        per-joint parameters, rows ``JP_*``
 st        [ST_SIZE]           state, entries ``ST_*``
 si        [SI_SIZE] int64     state, entries ``SI_*``
-meta      [3, 4 + n + 1]      per slot: kind, size a, size b, D, then channel of each column or -1
+meta      [3, 5 + n + 1]      per slot: kind, sizes a and b, D, buffer, then channel of each column
 sf        [3, 4]              per slot: start_s, horizon_s, seam_s, blend_s
-d0 d1 d2  flat                per slot: folded weights, or knots and coefficients, or held values
+pool      [P, CAP]            buffers: folded weights, or knots and coefficients, or held values;
+                              buffer 0 is the tick's own (the pose it holds)
+pi pf     [PI_SIZE] [PF_SIZE] the planned hand-over that waits: flag, tables and instants
+pmeta psf as meta, sf         its slot tables
 tel       [TEL_ROWS, n + 1]   what the tick computed, rows ``TEL_*``
 ========  ==================  ==================================================================
 
@@ -37,13 +44,13 @@ import numpy as np
 from numba import njit
 
 from niaf_field.blend import blend_jets, smoothstep5
-from niaf_field.jets import field_jets
+from niaf_field.jets import field_jets, time_scale_jets
 from niaf_field.spline import spline_jets
 from niaf_impedance.dynamics import rnea
 
 SLOTS = 3
 KIND_HOLD, KIND_SIREN, KIND_SPLINE = 0, 1, 2
-META_KIND, META_A, META_B, META_D, META_CHANNEL = 0, 1, 2, 3, 4
+META_KIND, META_A, META_B, META_D, META_BUFFER, META_CHANNEL = 0, 1, 2, 3, 4, 5
 SF_START, SF_HORIZON, SF_SEAM, SF_BLEND = 0, 1, 2, 3
 
 MODE_OFF, MODE_TRACK, MODE_BRAKE, MODE_HOLD, MODE_DAMP, MODE_ESTOP = 0, 1, 2, 3, 4, 5
@@ -66,12 +73,15 @@ CF_GRIPPER_MAX = 9
 CF_GRIPPER_SPEED = 10
 CF_GRIPPER_HYSTERESIS = 11
 CF_CLOCK_TOLERANCE = 12  # states in a row without advancing time before it is a fault
-CF_SIZE = 13
+CF_ERROR_CLIP = 13  # largest position error that the stiffness sees, rad; 0: no clip
+CF_DAMPING_RATIO = 14  # 0: kd as set; else kd = 2 ratio sqrt(kp M_ii(q))
+CF_VELOCITY_FILTER = 15  # time constant of the filter on the measured velocity, s; 0: none
+CF_SIZE = 16
 
 JP_KP, JP_KD, JP_KP_TARGET, JP_KD_TARGET, JP_KP_RATE, JP_KD_RATE = 0, 1, 2, 3, 4, 5
 JP_TORQUE, JP_TORQUE_RATE, JP_DAMP, JP_COULOMB, JP_VISCOUS, JP_ARMATURE = 6, 7, 8, 9, 10, 11
-JP_VELOCITY, JP_TRACKING = 12, 13
-JP_ROWS = 14
+JP_VELOCITY, JP_TRACKING, JP_KD_MIN, JP_KD_MAX = 12, 13, 14, 15
+JP_ROWS = 16
 
 ST_T = 0  # time of the last tick, s
 ST_DT = 1  # measured period, s
@@ -91,97 +101,147 @@ ST_SEAM_ACCELERATION = 14
 ST_GRIPPER_HOLD = 15  # width used by references without a gripper channel
 ST_SIZE = 16
 
-SI_MODE, SI_FAULT, SI_FAULT_JOINT, SI_COUNT, SI_SEAM, SI_DEACTIVATING, SI_STUCK, SI_TICKS = (
+SI_MODE, SI_FAULT, SI_FAULT_JOINT, SI_COUNT, SI_SEQUENCE, SI_DEACTIVATING, SI_STUCK, SI_TICKS = (
     0, 1, 2, 3, 4, 5, 6, 7,
 )
 SI_DROPPED = 8  # states refused because time ran backwards
-SI_SIZE = 9
+SI_GENERATION = 9  # changes with everything that makes a plan in preparation worthless
+SI_OVERTAKEN = 10  # plans that came to nothing because of that
+SI_SIZE = 11
+
+PI_WAITING, PI_COUNT, PI_GENERATION, PI_SEQUENCE, PI_SIZE = 0, 1, 2, 3, 4
+PF_FLIP, PF_BRAKE_AT, PF_BRAKE_T, PF_END, PF_SIZE = 0, 1, 2, 3, 4
 
 TEL_Q_REF, TEL_DQ_REF, TEL_DDQ_REF, TEL_Q, TEL_DQ = 0, 1, 2, 3, 4
 TEL_STIFFNESS, TEL_DAMPING, TEL_GRAVITY, TEL_INERTIA, TEL_FRICTION = 5, 6, 7, 8, 9
-TEL_ROWS = 10
+TEL_DQ_FILTERED = 10
+TEL_ROWS = 11
 
 
 @njit(cache=True, nogil=True)
 def _slot_jet(data, meta, sf, gripper_hold, s, raw, work, out):
-    """Jets of one slot at path time s, columns gathered into ``out`` [3, n + 1]."""
-    columns = out.shape[1]
-    kind = meta[0]
-    if kind == 0:
+    """Jet of one slot at path time s, columns gathered into ``out`` [order + 1, n + 1]."""
+    rows, columns = out.shape
+    kind = meta[META_KIND]
+    if kind == KIND_HOLD:
         for c in range(columns):
             out[0, c] = data[c]
-            out[1, c] = 0.0
-            out[2, c] = 0.0
+            for r in range(1, rows):
+                out[r, c] = 0.0
         return
-    a, b, d = meta[1], meta[2], meta[3]
-    jet = raw[0 : 3 * d].reshape((3, d))
-    if kind == 1:
-        field_jets(data, a, b, d, sf[0], sf[1], s, 2, jet, work)
+    a, b, d = meta[META_A], meta[META_B], meta[META_D]
+    jet = raw[0 : rows * d].reshape((rows, d))
+    if kind == KIND_SIREN:
+        field_jets(data, a, b, d, sf[SF_START], sf[SF_HORIZON], s, rows - 1, jet, work)
     else:
         coefficients = data[a + 1 : a + 1 + a * 6 * d].reshape((a, 6, d))
-        spline_jets(data[0 : a + 1], coefficients, s, 2, jet)
+        spline_jets(data[0 : a + 1], coefficients, s, rows - 1, jet)
     for c in range(columns):
-        channel = meta[4 + c]
+        channel = meta[META_CHANNEL + c]
         if channel >= 0:
-            out[0, c] = jet[0, channel]
-            out[1, c] = jet[1, channel]
-            out[2, c] = jet[2, channel]
+            for r in range(rows):
+                out[r, c] = jet[r, channel]
         else:
             out[0, c] = gripper_hold
-            out[1, c] = 0.0
-            out[2, c] = 0.0
+            for r in range(1, rows):
+                out[r, c] = 0.0
 
 
 @njit(cache=True, nogil=True)
-def composite(count, d0, d1, d2, meta, sf, gripper_hold, s, raw, work, tmp, out):
-    """Blended reference at path time s: value, first and second path derivative [3, n + 1]."""
+def composite(count, pool, meta, sf, gripper_hold, s, raw, work, tmp, out):
+    """Blended reference at path time s: value and path derivatives [order + 1, n + 1] (order 2 or 3
+    by the shapes of ``tmp`` and ``out``)."""
     first = 0
     for k in range(1, count):
-        if s >= sf[k, 2] + sf[k, 3]:
+        if s >= sf[k, SF_SEAM] + sf[k, SF_BLEND]:
             first = k
     for k in range(first, count):
-        if k > first and s <= sf[k, 2]:
+        if k > first and s <= sf[k, SF_SEAM]:
             continue  # weight zero
-        data = d0 if k == 0 else (d1 if k == 1 else d2)
+        data = pool[meta[k, META_BUFFER]]
         if k == first:
             _slot_jet(data, meta[k], sf[k], gripper_hold, s, raw, work, out)
         else:
             _slot_jet(data, meta[k], sf[k], gripper_hold, s, raw, work, tmp)
-            blend_jets(out, tmp, s, sf[k, 2], sf[k, 3], out)
+            blend_jets(out, tmp, s, sf[k, SF_SEAM], sf[k, SF_BLEND], out)
 
 
 @njit(cache=True, nogil=True)
 def path_time(t, brake_at, brake_t):
-    """(sigma, rate, rate derivative, stopped) at clock time t with braking planned at brake_at."""
+    """(sigma, its first, second and third derivative, stopped) at clock time t with braking planned
+    at brake_at over brake_t."""
     if t <= brake_at or brake_t <= 0.0:
-        return t, 1.0, 0.0, False
+        return t, 1.0, 0.0, 0.0, False
     x = (t - brake_at) / brake_t
     if x >= 1.0:
-        return brake_at + 0.5 * brake_t, 0.0, 0.0, True
-    value, first, _, _ = smoothstep5(x)
+        return brake_at + 0.5 * brake_t, 0.0, 0.0, 0.0, True
+    value, first, second, _ = smoothstep5(x)
     x4 = x * x * x * x
     integral = x4 * (2.5 + x * (x - 3.0))
-    return brake_at + brake_t * (x - integral), 1.0 - value, -first / brake_t, False
+    sigma = brake_at + brake_t * (x - integral)
+    return sigma, 1.0 - value, -first / brake_t, -second / (brake_t * brake_t), False
 
 
 @njit(cache=True, nogil=True)
-def scale_in_time(jets, rate, rate_dot):
-    """Chain rule in place: path derivatives [3, m] become time derivatives."""
-    for c in range(jets.shape[1]):
-        v = jets[1, c]
-        jets[1, c] = v * rate
-        jets[2, c] = jets[2, c] * rate * rate + v * rate_dot
+def commanded(t, brake_at, brake_t, end, count, pool, meta, sf, hold_width, raw, work, tmp, out):
+    """Reference at clock time t, time derivatives, into ``out``; returns (sigma, rate, stopped)."""
+    s, rate, rate_dot, rate_ddot, stopped = path_time(t, brake_at, brake_t)
+    if brake_t <= 0.0 and t >= end:  # the reference ends at rest by itself
+        s, rate, rate_dot, rate_ddot, stopped = end, 0.0, 0.0, 0.0, True
+    composite(count, pool, meta, sf, hold_width, s, raw, work, tmp, out)
+    if rate != 1.0:
+        time_scale_jets(out, rate, rate_dot, rate_ddot, out)
+    return s, rate, stopped
 
 
 @njit(cache=True, nogil=True)
-def _friction(velocity, coulomb, viscous, speed):
+def flip(st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref):
+    """Take over the waiting plan, or drop it when the world has moved on; measure the seam step.
+
+    tmp [2, 3, n + 1] scratch. True when taken over.
+    """
+    pi[PI_WAITING] = 0
+    mode = si[SI_MODE]
+    if (pi[PI_GENERATION] != si[SI_GENERATION] or si[SI_DEACTIVATING] != 0
+            or not (mode == MODE_TRACK or mode == MODE_BRAKE or mode == MODE_HOLD)):
+        si[SI_OVERTAKEN] += 1
+        return False
+    at, hold_width = pf[PF_FLIP], st[ST_GRIPPER_HOLD]
+    count, old = si[SI_COUNT], tmp[1]
+    if mode == MODE_HOLD:
+        composite(1, pool, meta, sf, hold_width, at, raw, work, tmp[0], old)
+    else:
+        commanded(at, st[ST_BRAKE_AT], st[ST_BRAKE_T], st[ST_END], count, pool, meta, sf,
+                  hold_width, raw, work, tmp[0], old)
+    count = pi[PI_COUNT]
+    for k in range(count):
+        for c in range(meta.shape[1]):
+            meta[k, c] = pmeta[k, c]
+        for c in range(sf.shape[1]):
+            sf[k, c] = psf[k, c]
+    st[ST_BRAKE_AT], st[ST_BRAKE_T], st[ST_END] = pf[PF_BRAKE_AT], pf[PF_BRAKE_T], pf[PF_END]
+    st[ST_GRIPPER_HOLD] = st[ST_GRIPPER_TARGET]
+    si[SI_COUNT], si[SI_SEQUENCE] = count, pi[PI_SEQUENCE]
+    si[SI_MODE] = MODE_TRACK
+    si[SI_GENERATION] += 1
+    commanded(at, st[ST_BRAKE_AT], st[ST_BRAKE_T], st[ST_END], count, pool, meta, sf,
+              st[ST_GRIPPER_HOLD], raw, work, tmp[0], ref)
+    for i in range(ref.shape[1] - 1):
+        st[ST_SEAM_POSITION] = max(st[ST_SEAM_POSITION], abs(ref[0, i] - old[0, i]))
+        st[ST_SEAM_VELOCITY] = max(st[ST_SEAM_VELOCITY], abs(ref[1, i] - old[1, i]))
+        st[ST_SEAM_ACCELERATION] = max(st[ST_SEAM_ACCELERATION], abs(ref[2, i] - old[2, i]))
+    return True
+
+
+@njit(cache=True, nogil=True)
+def friction(velocity, coulomb, viscous, speed):
     return coulomb * np.tanh(velocity / speed) + viscous * velocity
 
 
 @njit(cache=True, nogil=True)
 def tick(
-    t, q_in, dq_in, cf, jp, st, si, model, parent, kind, gravity, d0, d1, d2, meta, sf,
-    raw, work, tmp, ref, dynamics_work, dyn, tel, tau,
+    t, q_in, dq_in, cf, jp, st, si, model, parent, kind, gravity, pool, meta, sf, pi, pf, pmeta,
+    psf, raw, work, tmp, ref, dynamics_work, dyn, tel, tau,
 ):
     """Advance the controller to time ``t`` with measured ``q_in``, ``dq_in`` [n] into ``tau`` [n].
 
@@ -238,39 +298,29 @@ def tick(
         return
 
     # -- reference -----------------------------------------------------------------------------
-    following = mode in (MODE_TRACK, MODE_BRAKE, MODE_HOLD)
+    if pi[PI_WAITING] != 0 and now >= pf[PF_FLIP]:
+        flip(st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref)
+        mode = si[SI_MODE]
+    following = mode == MODE_TRACK or mode == MODE_BRAKE or mode == MODE_HOLD
     hold_width = st[ST_GRIPPER_HOLD]
     if following:
-        count = si[SI_COUNT]
-        if si[SI_SEAM] != 0:  # a hand-over happened since the last tick: measure its step
-            si[SI_SEAM] = 0
-            s, rate, rate_dot, _ = path_time(before_s, st[ST_BRAKE_AT], st[ST_BRAKE_T])
-            composite(count, d0, d1, d2, meta, sf, hold_width, s, raw, work, tmp, ref)
-            scale_in_time(ref, rate, rate_dot)
-            for i in range(n):
-                st[ST_SEAM_POSITION] = max(
-                    st[ST_SEAM_POSITION], abs(ref[0, i] - tel[TEL_Q_REF, i]))
-                st[ST_SEAM_VELOCITY] = max(
-                    st[ST_SEAM_VELOCITY], abs(ref[1, i] - tel[TEL_DQ_REF, i]))
-                st[ST_SEAM_ACCELERATION] = max(
-                    st[ST_SEAM_ACCELERATION], abs(ref[2, i] - tel[TEL_DDQ_REF, i]))
         if mode == MODE_HOLD:
             st[ST_RATE] = 0.0
-            composite(1, d0, d1, d2, meta, sf, hold_width, now, raw, work, tmp, ref)
+            composite(1, pool, meta, sf, hold_width, now, raw, work, tmp[0], ref)
         else:
-            s, rate, rate_dot, stopped = path_time(now, st[ST_BRAKE_AT], st[ST_BRAKE_T])
-            if st[ST_BRAKE_T] <= 0.0 and now >= st[ST_END]:
-                s, rate, rate_dot, stopped = st[ST_END], 0.0, 0.0, True
-            composite(count, d0, d1, d2, meta, sf, hold_width, s, raw, work, tmp, ref)
-            scale_in_time(ref, rate, rate_dot)
+            s, rate, stopped = commanded(
+                now, st[ST_BRAKE_AT], st[ST_BRAKE_T], st[ST_END], si[SI_COUNT], pool, meta, sf,
+                hold_width, raw, work, tmp[0], ref)
             st[ST_SIGMA] = s
             st[ST_RATE] = rate
             if stopped:
                 mode = MODE_HOLD
                 si[SI_COUNT] = 1
+                si[SI_GENERATION] += 1
                 meta[0, META_KIND] = KIND_HOLD
+                meta[0, META_BUFFER] = 0
                 for c in range(n + 1):
-                    d0[c] = ref[0, c]
+                    pool[0, c] = ref[0, c]
             elif rate < 1.0:
                 mode = MODE_BRAKE
         if fault == 0:
@@ -285,6 +335,7 @@ def tick(
         if fault != 0:
             si[SI_FAULT] = fault
             si[SI_FAULT_JOINT] = fault_joint
+            si[SI_GENERATION] += 1
             mode = MODE_DAMP
             following = False
     if mode == MODE_HOLD and si[SI_DEACTIVATING] == 1:
@@ -295,8 +346,9 @@ def tick(
     velocity_now, acceleration, zero = dyn[0], dyn[1], dyn[2]
     bias, total = dyn[3], dyn[4]
     feedforward = int(cf[CF_FEEDFORWARD])
-    for i in range(n):
+    for i in range(zero.shape[0]):
         zero[i] = 0.0
+    for i in range(n):
         velocity_now[i] = dq[i] if feedforward != FF_GRAVITY and following else 0.0
     rnea(model, parent, kind, gravity, q, velocity_now, zero, dynamics_work, bias)
     if following:
@@ -309,6 +361,18 @@ def tick(
             for i in range(n):
                 acceleration[i] = ref[2, i]
             rnea(model, parent, kind, gravity, q, velocity_now, acceleration, dynamics_work, total)
+        if cf[CF_DAMPING_RATIO] > 0.0:  # one joint a tick: the inertia changes slowly
+            j = si[SI_TICKS] % n
+            unit = dyn[5]
+            for i in range(n):
+                unit[i] = 0.0
+            unit[j] = 1.0
+            rnea(model, parent, kind, zero, q, zero, unit, dynamics_work, dyn[6])
+            inertia = dyn[6, j] + jp[JP_ARMATURE, j]
+            damping = 2.0 * cf[CF_DAMPING_RATIO] * np.sqrt(jp[JP_KP, j] * inertia)
+            jp[JP_KD_TARGET, j] = min(max(damping, jp[JP_KD_MIN, j]), jp[JP_KD_MAX, j])
+        clip, filtered = cf[CF_ERROR_CLIP], tel[TEL_DQ_FILTERED]
+        smoothing = dt / (cf[CF_VELOCITY_FILTER] + dt) if dt > 0.0 else 0.0
         for i in range(n):
             for kp, target, ramp in ((JP_KP, JP_KP_TARGET, JP_KP_RATE),
                                      (JP_KD, JP_KD_TARGET, JP_KD_RATE)):
@@ -318,14 +382,18 @@ def tick(
             tel[TEL_Q_REF, i] = ref[0, i]
             tel[TEL_DQ_REF, i] = ref[1, i]
             tel[TEL_DDQ_REF, i] = ref[2, i]
-            tel[TEL_STIFFNESS, i] = strength * jp[JP_KP, i] * (ref[0, i] - q[i])
-            tel[TEL_DAMPING, i] = jp[JP_KD, i] * (ref[1, i] - dq[i])
+            error = ref[0, i] - q[i]
+            if clip > 0.0:
+                error = min(max(error, -clip), clip)
+            filtered[i] += smoothing * (dq[i] - filtered[i])
+            tel[TEL_STIFFNESS, i] = strength * jp[JP_KP, i] * error
+            tel[TEL_DAMPING, i] = jp[JP_KD, i] * (ref[1, i] - filtered[i])
             tel[TEL_GRAVITY, i] = bias[i]
             inertia = 0.0
             if feedforward == FF_FULL:
                 inertia = total[i] - bias[i] + jp[JP_ARMATURE, i] * ref[2, i]
             tel[TEL_INERTIA, i] = strength * inertia
-            tel[TEL_FRICTION, i] = strength * cf[CF_FRICTION_SCALE] * _friction(
+            tel[TEL_FRICTION, i] = strength * cf[CF_FRICTION_SCALE] * friction(
                 ref[1, i], jp[JP_COULOMB, i], jp[JP_VISCOUS, i], cf[CF_COULOMB_SPEED])
         tel[TEL_Q_REF, n] = ref[0, n]
         tel[TEL_DQ_REF, n] = ref[1, n]
@@ -345,6 +413,7 @@ def tick(
             tel[TEL_Q_REF, i] = q[i]
             tel[TEL_DQ_REF, i] = 0.0
             tel[TEL_DDQ_REF, i] = 0.0
+            tel[TEL_DQ_FILTERED, i] = dq[i]
             tel[TEL_STIFFNESS, i] = 0.0
             tel[TEL_DAMPING, i] = -jp[JP_DAMP, i] * dq[i]
             tel[TEL_GRAVITY, i] = cf[CF_DAMP_GRAVITY] * bias[i]
@@ -374,53 +443,3 @@ def tick(
             st[ST_PEAK_TORQUE_RATE] = max(st[ST_PEAK_TORQUE_RATE], ratio)
 
 
-@njit(cache=True, nogil=True)
-def scan(
-    times, brake_at, brake_t, end, count, d0, d1, d2, meta, sf, hold_width, model, parent, kind,
-    gravity, jp, cf, position_min, position_max, acceleration_max,
-    raw, work, tmp, ref, dynamics_work, dyn, ratios, joints, instants,
-):
-    """Sample the commanded motion at clock instants ``times`` [K]; keep the worst ratio per limit.
-
-    ratios, joints, instants [4]: position (distance from the middle over half the range), velocity,
-    acceleration, inverse-dynamics torque with friction. A value that is not finite gives ratio inf.
-    """
-    n = position_min.shape[0]
-    total = dyn[4]
-    for r in range(4):
-        ratios[r] = 0.0
-        joints[r] = -1
-        instants[r] = times[0]
-    for k in range(times.shape[0]):
-        t = times[k]
-        s, rate, rate_dot, _ = path_time(t, brake_at, brake_t)
-        if brake_t <= 0.0 and t > end:
-            s, rate, rate_dot = end, 0.0, 0.0
-        composite(count, d0, d1, d2, meta, sf, hold_width, s, raw, work, tmp, ref)
-        scale_in_time(ref, rate, rate_dot)
-        q, dq, ddq = ref[0, 0:n], ref[1, 0:n], ref[2, 0:n]
-        rnea(model, parent, kind, gravity, q, dq, ddq, dynamics_work, total)
-        for i in range(n):
-            middle = 0.5 * (position_max[i] + position_min[i])
-            half = 0.5 * (position_max[i] - position_min[i])
-            torque = total[i] + jp[JP_ARMATURE, i] * ddq[i] + cf[CF_FRICTION_SCALE] * _friction(
-                dq[i], jp[JP_COULOMB, i], jp[JP_VISCOUS, i], cf[CF_COULOMB_SPEED])
-            for r in range(4):
-                if r == 0:
-                    ratio = abs(q[i] - middle) / half
-                elif r == 1:
-                    ratio = abs(dq[i]) / jp[JP_VELOCITY, i]
-                elif r == 2:
-                    ratio = abs(ddq[i]) / acceleration_max[i]
-                else:
-                    ratio = abs(torque) / jp[JP_TORQUE, i]
-                if not np.isfinite(ratio):
-                    ratio = np.inf
-                if ratio > ratios[r]:
-                    ratios[r] = ratio
-                    joints[r] = i
-                    instants[r] = t
-        if not np.isfinite(ref[0, n]):
-            ratios[0] = np.inf
-            joints[0] = n
-            instants[0] = t

@@ -23,7 +23,9 @@ def warm_up(controller: ImpedanceController | None = None) -> None:
     zero = np.zeros(arm.n)
     twin.activate(0.0, home, zero)
     twin.tick(0.0, home, zero)
-    twin.offer(0.0, hold_reference(home, 0.0, 1.0, sequence=1))
+    plan = twin.plan(twin.snapshot(), 0.0, hold_reference(home, 0.0, 1.0, sequence=1), 0.0005)
+    twin.commit(plan)  # waits for the tick: compiles that way in too
+    twin.tick(0.0007, home, zero)
     if prior is not None:
         anchor = np.zeros(prior.D)
         field = ActionField(fold_prior(prior, anchor), 0.001, 1.0, 2, 0.001, prior.prior_id)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from impedance_support import make_field, make_prior, make_spline, run
+from impedance_support import Plant, make_field, make_prior, make_spline, run
 
 from niaf_field import spline_reference
 from niaf_impedance import ControllerConfig, ImpedanceController, Mode, Verdict
@@ -96,8 +96,10 @@ def motion(q, joint, amount, duration_s, sequence=1, start_s=0.0):
         (6, 0.4, 0.1, Reason.VELOCITY_LIMIT),
     ],
 )
-def test_limits_name_joint_and_instant(holding, joint, amount, duration_s, reason):
-    controller, plant = holding
+def test_limits_name_joint_and_instant(arm, joint, amount, duration_s, reason):
+    controller = ImpedanceController(ControllerConfig(slow_min_scale=1.0), arm)
+    plant = Plant(arm, arm.config.home_rad)
+    controller.activate(0.0, plant.q, plant.dq)
     verdict = controller.offer(0.0, motion(plant.q, joint, amount, duration_s))
     assert verdict.reason == reason
     assert verdict.joint == f"panda_joint{joint + 1}"
@@ -107,7 +109,7 @@ def test_limits_name_joint_and_instant(holding, joint, amount, duration_s, reaso
 
 def test_acceleration_and_torque_limits(arm):
     q = arm.config.home_rad
-    config = ControllerConfig(admit_velocity_ratio=10.0, blend_s=0.02)
+    config = ControllerConfig(admit_velocity_ratio=10.0, blend_s=0.02, slow_min_scale=1.0)
     controller = ImpedanceController(config, arm)
     controller.activate(0.0, q, np.zeros(7))
     assert controller.offer(0.0, motion(q, 0, 0.5, 0.25)).reason == Reason.ACCELERATION_LIMIT
@@ -121,7 +123,9 @@ def test_seam_step(holding):
     controller, plant = holding
     far = make_spline(plant.q + 0.5, 0.0, 1)
     assert refused(controller, 0.0, far) == Reason.SEAM_POSITION
-    fast = make_spline(plant.q, 0.0, 1, velocity=np.full(7, 3.0))
+    controller.set_config(ControllerConfig(slow_min_scale=1.0, admit_velocity_ratio=10.0,
+                                           admit_acceleration_ratio=99.0))
+    fast = make_spline(plant.q, 0.0, 1, velocity=np.append(3.0, np.zeros(6)))
     assert refused(controller, 0.0, fast) == Reason.SEAM_VELOCITY
 
 

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from impedance_support import make_field, make_spline
 
-from niaf_impedance import ControllerConfig, ImpedanceController, Mode
+from niaf_impedance import ControllerConfig, ImpedanceController, Mode, tick
 
 ADMIT_ALL = ControllerConfig(
     admit_velocity_ratio=1e9, admit_acceleration_ratio=1e9, admit_torque_ratio=1e9,
@@ -82,7 +82,7 @@ def test_arrival_inside_a_running_blend_keeps_the_blend(holding, prior):
     t = 0.0
     for i in range(5):
         assert controller.offer(t, make_field(prior, q, t, i + 1, i, 0.05)).accepted
-        counts.append(int(controller._si[3]))
+        counts.append(int(controller._si[tick.SI_COUNT]))
         for _ in range(20):
             t += 0.001
             controller.tick(t, controller.telemetry.q_ref.copy(), zero)

@@ -3,6 +3,8 @@
 import gc
 import tracemalloc
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -55,8 +57,9 @@ def test_full_feedforward_tracks_better_than_gravity(arm):
     errors = {}
     for feedforward in ("gravity", "full"):
         plant = Plant(arm, arm.config.home_rad)
-        config = ControllerConfig(feedforward=feedforward, friction_scale=0.0)
+        config = ControllerConfig(feedforward=feedforward)
         controller = ImpedanceController(config, arm)
+        controller.set_tuning(dataclasses.replace(controller.tuning, friction_scale=0.0))
         controller.activate(0.0, plant.q, plant.dq)
         assert controller.offer(0.0, make_spline(plant.q, 0.0, 1, reach=0.2)).accepted
         worst = []

@@ -79,11 +79,14 @@ def inject(controller, plant, fault):
         for _ in range(30):
             controller.tick(t - 0.002, q, dq)
     elif fault == Fault.REFERENCE_NOT_FINITE:
-        controller._data[0][0] = np.nan
+        controller._pool[0, 0] = np.nan
     elif fault == Fault.DYNAMICS_NOT_FINITE:
         controller._jp[tick.JP_KD, 0] = controller._jp[tick.JP_KD_TARGET, 0] = np.inf
     elif fault == Fault.ESTOP_REQUESTED:
         controller.estop()
+    else:  # seen by the caller only: drives, bus, loop
+        controller.report_fault(fault, 2)
+        assert controller.fault_joint == "panda_joint3"
     controller.tick(t, q, dq)
 
 
