@@ -18,7 +18,7 @@ def pages() -> dict[str, str]:
     from niaf_policy import parameters as policy_parameters
 
     panda = load_robot_config(default_robot_config_path("panda"))
-    schema = parameters.node_schema() + parameters.gain_schema(panda)
+    schema = parameters.node_schema() + parameters.tuning_schema(panda)
     return {
         "faults.md": f"{NOTE}# Faults of the impedance node\n\n"
         f"{faults.render_markdown().rstrip()}\n",

@@ -48,6 +48,7 @@ class Reason(IntEnum):
     WORKSPACE = 125
     DEACTIVATING = 130
     OVERTAKEN = 131
+    SUPERSEDED = 132
 
 
 def _empty() -> FloatArray:
@@ -60,10 +61,10 @@ class AdmissionVerdict:
 
     ``instant_s`` and ``joint`` say where the worst (refusing) value is; ``text`` says it in a
     sentence. ``time_scale`` below 1: the reference runs that much slower than it was sent. Ratios
-    are peak over limit (jerk only where the arm's description limits it). ``seam_*`` is new reference minus current reference at the
-    hand-over, per joint (the step that the blend takes out). ``age_s`` is the age of the
-    observation, ``consumed_fraction`` the share of the reference that is already over,
-    ``blend_s`` the duration of the hand-over that was chosen.
+    are peak over limit (jerk and tool box only where the arm's description limits them). ``seam_*``
+    is new reference minus current reference at the hand-over, per joint (the step that the blend
+    takes out). ``age_s`` is the age of the observation, ``consumed_fraction`` the share of the
+    reference that is already over, ``blend_s`` the duration of the hand-over that was chosen.
     """
 
     verdict: Verdict
@@ -78,6 +79,7 @@ class AdmissionVerdict:
     acceleration_ratio: float = 0.0
     torque_ratio: float = 0.0
     jerk_ratio: float = 0.0
+    workspace_ratio: float = 0.0
     seam_position_rad: FloatArray = field(default_factory=_empty)
     seam_velocity_rad_s: FloatArray = field(default_factory=_empty)
     seam_acceleration_rad_s2: FloatArray = field(default_factory=_empty)

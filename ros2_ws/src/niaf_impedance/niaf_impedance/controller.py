@@ -47,6 +47,7 @@ class Telemetry:
     tau: FloatArray
     tau_stiffness: FloatArray
     tau_damping: FloatArray
+    tau_posture: FloatArray
     tau_gravity: FloatArray
     tau_inertia: FloatArray
     tau_friction: FloatArray
@@ -75,14 +76,13 @@ class ImpedanceController:
         self.config, self.arm, self.prior = config, arm, prior
         n = self.n = arm.n
         cf = self._cf = np.zeros(k.CF_SIZE)
-        self._write_config()
         joints = arm.config.joints
         jp = self._jp = np.zeros((k.JP_ROWS, n))
+        self._write_config()
         jp[k.JP_TORQUE_RATE] = arm.limits.torque_rate_nm_s
         jp[k.JP_DAMP] = [joint.damp_nms_rad for joint in joints]
         jp[k.JP_ARMATURE] = arm.armature_kgm2
         jp[k.JP_VELOCITY] = arm.limits.velocity_rad_s
-        jp[k.JP_TRACKING] = config.tracking_error_limit_rad
         jp[k.JP_KD_MIN] = [joint.kd.minimum for joint in joints]
         jp[k.JP_KD_MAX] = [joint.kd.maximum for joint in joints]
 
@@ -121,6 +121,7 @@ class ImpedanceController:
             tau=self._tau,
             tau_stiffness=self._tel[k.TEL_STIFFNESS, :n],
             tau_damping=self._tel[k.TEL_DAMPING, :n],
+            tau_posture=self._tel[k.TEL_POSTURE, :n],
             tau_gravity=self._tel[k.TEL_GRAVITY, :n],
             tau_inertia=self._tel[k.TEL_INERTIA, :n],
             tau_friction=self._tel[k.TEL_FRICTION, :n],
@@ -150,6 +151,7 @@ class ImpedanceController:
             cf[k.CF_GRIPPER_SPEED] = gripper.speed_limit_m_s
             cf[k.CF_GRIPPER_HYSTERESIS] = gripper.hysteresis_m
         cf[k.CF_VELOCITY_FILTER] = config.velocity_filter_s
+        self._jp[k.JP_TRACKING] = config.tracking_error_limit_rad
 
     # -- what the caller reads --------------------------------------------------------------------
     @property
@@ -418,8 +420,12 @@ class ImpedanceController:
         jp[k.JP_COULOMB], jp[k.JP_VISCOUS] = tuning.coulomb_nm, tuning.viscous_nms_rad
         jp[k.JP_TORQUE] = tuning.torque_limit_nm
 
-    def check_tuning(self, tuning: Tuning, period_s: float) -> str:
+    def check_tuning(
+        self, tuning: Tuning, period_s: float, velocity_filter_s: float | None = None
+    ) -> str:
         """Why this tuning cannot be used at this tick period; empty when it can.
+
+        ``velocity_filter_s``: that of the settings in force unless given.
 
         Besides the ranges: damping acts one period, the drives' delay and the velocity filter
         late. The fastest rate at which it takes speed out of the arm, the largest eigenvalue of
@@ -442,7 +448,9 @@ class ImpedanceController:
             rate = float(np.linalg.eigvalsh(root[:, None] * inverse * root)[-1])
             if rate > worst:
                 worst, pose, damping = rate, index, candidate
-        delay = period_s + self.arm.config.feedback_delay_s + self.config.velocity_filter_s
+        if velocity_filter_s is None:
+            velocity_filter_s = self.config.velocity_filter_s
+        delay = period_s + self.arm.config.feedback_delay_s + velocity_filter_s
         if worst * delay <= _LAG_LIMIT_RAD:
             return ""
         excess = 100.0 * (1.0 - _LAG_LIMIT_RAD / (worst * delay))
@@ -487,7 +495,7 @@ class ImpedanceController:
             self.mode, int(si[k.SI_GENERATION]), bool(si[k.SI_DEACTIVATING]),
             float(self._st[k.ST_T]), self._committed_sequence, self._last_stamp_s, self._number,
             self._st.copy(), int(si[k.SI_COUNT]), self._meta.copy(), self._sf.copy(),
-            self._planned_buffers,
+            self._tel[: k.TEL_DDQ_REF + 1].copy(), self._planned_buffers,
         )
 
     def plan(

@@ -1,8 +1,8 @@
 """Lifecycle node around the impedance controller: wiring only.
 
 The tick runs in the callback of ``joint_states``: over a topic an event-driven tick has the
-freshest state. Everything runs in one thread, so that nothing needs a lock; work that is not a tick
-(a new field, diagnostics) is kept far shorter than a period.
+freshest state. New references are judged in a second thread (``admission_worker``) on a snapshot;
+everything else runs in the first, so that nothing needs a lock.
 """
 
 from __future__ import annotations
@@ -13,33 +13,30 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rcl_interfaces.msg import (
-    FloatingPointRange,
-    IntegerRange,
-    ParameterDescriptor,
-    SetParametersResult,
-)
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.timer import Timer
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
 
-from niaf_field import FieldError, Prior, load_prior
+from niaf_field import FieldError, Prior, Reference, load_prior
 from niaf_field.codec import FieldLimits, diagnose_field, field_from_message, from_message
-from niaf_impedance.admission import AdmissionVerdict, Verdict
+from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
+from niaf_impedance.admission_worker import AdmissionWorker, Job, Judged, Rejection
 from niaf_impedance.arm_model import ArmModel, ArmModelError
 from niaf_impedance.controller import (
     ControllerConfigError,
@@ -47,13 +44,9 @@ from niaf_impedance.controller import (
     ResetRefusedError,
 )
 from niaf_impedance.faults import Fault, Mode, describe
-from niaf_impedance.parameters import (
-    ParameterSpec,
-    controller_settings,
-    gain_parameter,
-    gain_schema,
-    node_schema,
-)
+from niaf_impedance.live_tuning import LiveTuning, declare
+from niaf_impedance.parameters import node_schema
+from niaf_impedance.planning import Snapshot
 from niaf_impedance.realtime import (
     avoid_shared_memory_stall,
     fine_timer_slack,
@@ -65,7 +58,18 @@ from niaf_impedance.robot_config import (
     default_robot_config_path,
     load_robot_config,
 )
+from niaf_impedance.settings import ControllerConfig
 from niaf_impedance.timing import LoopTiming, Percentiles
+from niaf_impedance.trajectory import (
+    BRAKE,
+    RunningReference,
+    TrajectoryError,
+    trajectory_reference,
+)
+from niaf_impedance.trajectory import (
+    from_message as trajectory_from_message,
+)
+from niaf_impedance.tuning import Tuning
 from niaf_impedance.warm_up import warm_up
 from niaf_impedance.wire import Float64ArrayEncoder, JointStateDecoder, JointStateError
 from niaf_msgs.msg import ActionField, AdmissionReport, ImpedanceState
@@ -76,6 +80,8 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 WARN_PERIODS, ERROR_PERIODS = 1.0, 5.0
 WATCHDOG_PERIOD_S = 0.005
 SHUTDOWN_S = 1.5
+#: how often a reference is judged again when the loop went on past its hand-over meanwhile
+JUDGEMENTS = 3
 
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _RELIABLE_NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -108,13 +114,14 @@ class ImpedanceNode(LifecycleNode):
     def __init__(self, scheduling: str = "") -> None:
         super().__init__("impedance")
         self._scheduling = scheduling
-        self._declare(node_schema())
+        declare(self, node_schema())
         chosen = str(self.get_parameter("robot_config").value)
         robot = load_robot_config(chosen or default_robot_config_path())
         self.arm = ArmModel(robot)
-        self._gain_names = {spec.name for spec in gain_schema(robot)}
-        self._declare(gain_schema(robot))
         self.controller: ImpedanceController | None = None
+        self._tuning = LiveTuning(self, robot, self._apply_tuning)
+        self._worker: AdmissionWorker | None = None
+        self._trajectories = 0
         self._prior: Prior | None = None
         self._epoch_sec = int(time.time())
         self._loop_timers: list[Timer] = []
@@ -122,78 +129,22 @@ class ImpedanceNode(LifecycleNode):
         self._readers: list[Any] = []
         self._writers: list[Any] = []
         self._lifecycle_active = False
-        self._rejected: list[Parameter] = []
-        self._restore_timer: Timer | None = None
         self._autostart_timer: Timer | None = None
         self._autostart_waiting = False
         self._clear_input()
-        self.add_on_set_parameters_callback(self._on_set_parameters)
-        self.add_post_set_parameters_callback(self._on_parameters_set)
         if self.get_parameter("autostart").value:
             self._autostart_timer = self.create_timer(0.1, self._autostart, clock=_steady())
 
     # -- parameters ------------------------------------------------------------------------------
-    def _declare(self, schema: tuple[ParameterSpec, ...]) -> None:
-        for spec in schema:
-            unit = f" [{spec.unit}]" if spec.unit else ""
-            descriptor = ParameterDescriptor(
-                description=spec.description + unit, read_only=not spec.live
-            )
-            if spec.choices:
-                descriptor.additional_constraints = f"one of: {', '.join(spec.choices)}"
-            if spec.minimum is not None and spec.maximum is not None:
-                if isinstance(spec.default, float):
-                    descriptor.floating_point_range = [
-                        FloatingPointRange(from_value=spec.minimum, to_value=spec.maximum)
-                    ]
-                else:
-                    descriptor.integer_range = [
-                        IntegerRange(from_value=int(spec.minimum), to_value=int(spec.maximum))
-                    ]
-            self.declare_parameter(spec.name, spec.default, descriptor)
-
     def _value(self, name: str) -> Any:
         return self.get_parameter(name).value
 
-    def _gains(self, changed: list[Parameter]) -> tuple[np.ndarray, np.ndarray]:
-        new = {parameter.name: parameter.value for parameter in changed}
-        pair = []
-        for gain in ("kp", "kd"):
-            names = [gain_parameter(joint, gain) for joint in self.arm.joint_names]
-            pair.append(np.array([new.get(name, self._value(name)) for name in names], dtype=float))
-        return pair[0], pair[1]
-
-    def _on_set_parameters(self, changed: list[Parameter]) -> SetParametersResult:
-        gains = [p for p in changed if p.name in self._gain_names]
-        if not gains or self.controller is None:
-            return SetParametersResult(successful=True)
-        kp, kd = self._gains(gains)
-        problem = self.controller.check_gains(kp, kd, 1.0 / float(self._value("control_rate_hz")))
-        if problem:
-            self.get_logger().warning(f"parameters rejected: {problem}")
-            self._restore_later(gains)
-            return SetParametersResult(successful=False, reason=problem)
-        return SetParametersResult(successful=True)
-
-    def _on_parameters_set(self, changed: list[Parameter]) -> None:
-        gains = [p for p in changed if p.name in self._gain_names]
-        if gains and self.controller is not None:
-            self.controller.set_gains(*self._gains(gains))
-            text = ", ".join(f"{p.name} = {p.value:g}" for p in gains)
-            self.get_logger().info(f"gains change over {self.controller.config.gain_ramp_s:g} s: "
-                                   f"{text}")
-
-    def _restore_later(self, rejected: list[Parameter]) -> None:
-        """rqt keeps showing a rejected value until the parameter is set again to the valid one."""
-        self._rejected = rejected
-        if self._restore_timer is None:
-            self._restore_timer = self.create_timer(0.05, self._restore, clock=_steady())
-
-    def _restore(self) -> None:
-        if self._restore_timer is not None:
-            self.destroy_timer(self._restore_timer)
-            self._restore_timer = None
-        self.set_parameters([self.get_parameter(p.name) for p in self._rejected])
+    def _apply_tuning(self, tuning: Tuning, config: ControllerConfig) -> None:
+        assert self.controller is not None
+        self.controller.set_config(config)
+        self.controller.set_tuning(tuning)
+        rate = float(self._value("control_rate_hz"))
+        self._state_every = max(1, round(rate / float(self._value("state_rate_hz"))))
 
     # -- lifecycle -------------------------------------------------------------------------------
     def _autostart(self) -> None:
@@ -221,18 +172,14 @@ class ImpedanceNode(LifecycleNode):
         try:
             file = prior_file(str(self._value("prior")))
             self._prior = load_prior(file)
-            names = [spec.name for spec in node_schema()]
-            config = controller_settings({name: self._value(name) for name in names})
+            _, config = self._tuning.values()
             controller = ImpedanceController(config, self.arm, self._prior)
-            kp, kd = self._gains([])
-            problem = controller.check_gains(kp, kd, 1.0 / float(self._value("control_rate_hz")))
-            if problem:
-                raise StartError(problem)
-            controller.set_gains(kp, kd)
+            self._tuning.start(controller)
             warm_up(controller)
             # Its last collection takes about 0.1 s: here, and not where states already stream in.
             quiet_interpreter()
         except (StartError, FieldError, ControllerConfigError, OSError) as error:
+            self._tuning.controller = None
             self.get_logger().error(f"cannot configure: {error}")
             return FAILURE
         self._limits = FieldLimits(
@@ -240,6 +187,7 @@ class ImpedanceNode(LifecycleNode):
             max_future_s=float(self._value("field_max_future_s")),
         )
         self._clear_input()
+        self._worker = AdmissionWorker(controller.plan, self._calm_worker)
         self._create_entities(controller)
         self.controller = controller
         self.get_logger().info(
@@ -282,6 +230,8 @@ class ImpedanceNode(LifecycleNode):
         self._readers = [
             self.create_subscription(
                 ActionField, "action_field", self._on_field, _RELIABLE_NEWEST),
+            self.create_subscription(
+                JointTrajectory, "~/joint_trajectory", self._on_trajectory, _RELIABLE_NEWEST),
             self.create_subscription(
                 JointState, "joint_states", self._on_joint_state, _NEWEST, raw=True),
         ]
@@ -343,7 +293,10 @@ class ImpedanceNode(LifecycleNode):
         return SUCCESS
 
     def _release(self) -> None:
-        self.controller = None
+        self.controller = self._tuning.controller = None
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
         self._lifecycle_active = False
         for owned, destroy in (
             (self._loop_timers, self.destroy_timer), (self._readers, self.destroy_subscription),
@@ -421,11 +374,15 @@ class ImpedanceNode(LifecycleNode):
             self._publish_state(sec, nanosec, age_s)
             self._report_changes()
         timing.end(time.monotonic())
+        self._settle()
 
     def _watch(self) -> None:
         """Silence of joint_states is the one fault that the tick cannot see."""
         controller = self.controller
-        if controller is None or controller.mode == Mode.OFF:
+        if controller is None:
+            return
+        self._settle()
+        if controller.mode == Mode.OFF:
             return
         if controller.note_state_age(time.monotonic() - self._received_s):
             self._effort.values[:] = controller.telemetry.tau
@@ -443,30 +400,100 @@ class ImpedanceNode(LifecycleNode):
             self.get_logger().info(f"{self._last_mode.name} -> {mode.name}")
         self._last_fault, self._last_mode = fault, mode
 
-    # -- fields ----------------------------------------------------------------------------------
+    # -- new references --------------------------------------------------------------------------
+    def _calm_worker(self) -> None:
+        """The judging thread stays below the tick, and above everything that is not real time."""
+        request_fifo(int(self._value("realtime_priority")) // 2)
+
+    def _submit(
+        self, sequence: int, now_s: float, build: Callable[[Snapshot], Reference | Rejection]
+    ) -> None:
+        controller, worker = self.controller, self._worker
+        assert controller is not None
+        assert worker is not None
+        snapshot = controller.snapshot()
+        lead_s = float(self._value("handover_lead_s"))
+        worker.submit(Job(sequence, snapshot, now_s, lead_s, lambda: build(snapshot)))
+
     def _on_field(self, message: ActionField) -> None:
-        controller, prior = self.controller, self._prior
-        if controller is None or prior is None:
+        prior, limits, epoch_sec = self._prior, self._limits, self._epoch_sec
+        if self.controller is None or prior is None:
             return
-        now_s = time.time() - self._epoch_sec
-        report = AdmissionReport()
-        field = from_message(message, self._epoch_sec)
-        report.sequence = field.sequence
-        report.age_s = now_s - field.stamp_s
-        finding = diagnose_field(field, prior, now_s, self._limits)
-        if finding is not None:
-            controller.refused_count += 1
+        now_s = time.time() - epoch_sec
+
+        def build(snapshot: Snapshot) -> Reference | Rejection:
+            field = from_message(message, epoch_sec)
+            finding = diagnose_field(field, prior, now_s, limits)
+            if finding is not None:
+                return Rejection(int(finding[0]), finding[1])
+            return field_from_message(field, prior)
+
+        self._submit(int(message.sequence), now_s, build)
+
+    def _on_trajectory(self, message: JointTrajectory) -> None:
+        controller, epoch_sec = self.controller, self._epoch_sec
+        if controller is None:
+            return
+        if not message.points:
+            controller.brake(controller.last_tick_s)
+            self.get_logger().info("empty trajectory: braking")
+            return
+        self._trajectories += 1
+        sequence, n = self._trajectories, self.arm.n
+
+        def build(snapshot: Snapshot) -> Reference | Rejection:
+            q, dq, ddq = snapshot.jet
+            running = RunningReference(snapshot.last_s, q[:n], dq[:n], ddq[:n], float(q[n]))
+            try:
+                reference = trajectory_reference(
+                    trajectory_from_message(message, epoch_sec), self.arm.joint_names,
+                    self.arm.config.gripper, running, sequence=sequence,
+                )
+            except TrajectoryError as error:
+                return Rejection(int(Reason.CHANNEL_MISMATCH), str(error))
+            assert reference is not BRAKE
+            return reference
+
+        self._submit(sequence, time.time() - epoch_sec, build)
+
+    def _settle(self) -> None:
+        """Hand what was judged meanwhile to the tick, and report it."""
+        worker, controller = self._worker, self.controller
+        if worker is None or controller is None:
+            return
+        for judged in worker.finished():
+            job, outcome = judged.job, judged.outcome
+            if isinstance(outcome, Rejection):
+                controller.refused_count += 1
+                self._report(judged, None)
+                continue
+            verdict = controller.commit(outcome)
+            if verdict.reason == Reason.OVERTAKEN and job.attempt < JUDGEMENTS:
+                snapshot = controller.snapshot()
+                worker.submit(replace(
+                    job, snapshot=snapshot, lead_s=2.0 * job.lead_s, attempt=job.attempt + 1))
+                continue
+            if verdict.reason == Reason.OVERTAKEN:
+                controller.refused_count += 1
+            self._report(judged, verdict)
+
+    def _report(self, judged: Judged, verdict: AdmissionVerdict | None) -> None:
+        job, report = judged.job, AdmissionReport()
+        report.sequence = job.sequence
+        if verdict is None:
+            assert isinstance(judged.outcome, Rejection)
             report.verdict = AdmissionReport.REFUSED
-            report.reason, report.reason_text = int(finding[0]), finding[1]
+            report.reason, report.reason_text = judged.outcome.reason, judged.outcome.text
         else:
-            verdict = controller.offer(now_s, field_from_message(field, prior))
-            _fill_report(report, verdict)
+            _fill_report(report, verdict, judged.reference_start_s)
         seconds, nanosec = divmod(time.time_ns(), 1_000_000_000)
         report.header.stamp.sec, report.header.stamp.nanosec = seconds, nanosec
         report.header.frame_id = self.arm.config.base_frame
-        if report.verdict == AdmissionReport.REFUSED:
+        if report.verdict != AdmissionReport.ACCEPTED:
+            word = "refused" if report.verdict == AdmissionReport.REFUSED else "slowed"
             self.get_logger().warning(
-                f"field {report.sequence} refused: {report.reason_text}", throttle_duration_sec=1.0
+                f"reference {report.sequence} {word}: {report.reason_text}",
+                throttle_duration_sec=1.0,
             )
         self._admission_publisher.publish(report)
 
@@ -517,6 +544,7 @@ class ImpedanceNode(LifecycleNode):
         message.fault_text = describe(fault)
         message.field_sequence = controller.sequence
         message.tau = controller.tau
+        message.path_rate = controller.path_rate
         message.gripper_command_m = controller.gripper_m
         message.tick_period_s = controller.last_period_s
         message.tick_execution_s = timing.last_execution_s
@@ -540,7 +568,8 @@ class ImpedanceNode(LifecycleNode):
             return
         timing = self._timing
         mode, fault = controller.mode, controller.fault
-        stop = DiagnosticStatus(name=f"{self.get_name()}: stop ladder", hardware_id=self._hardware)
+        who = self.get_fully_qualified_name().strip("/")
+        stop = DiagnosticStatus(name=f"{who}: stop ladder", hardware_id=self._hardware)
         stop.level = DiagnosticStatus.ERROR if fault != Fault.NONE else DiagnosticStatus.OK
         stop.message = describe(fault) or mode.name
         if fault == Fault.NONE and self._input_problem:
@@ -555,7 +584,7 @@ class ImpedanceNode(LifecycleNode):
             "joint states rejected": self._rejected_states,
         })
         interval = timing.interval.percentiles()
-        loop = DiagnosticStatus(name=f"{self.get_name()}: loop", hardware_id=self._hardware)
+        loop = DiagnosticStatus(name=f"{who}: loop", hardware_id=self._hardware)
         worst = interval.max_s / timing.period_s if timing.window_ticks else 0.0
         loop.level = DiagnosticStatus.OK
         loop.message = f"{timing.window_ticks} ticks in the last second"
@@ -626,7 +655,7 @@ def _state_message(
         ("reference_position", t.q_ref), ("reference_velocity", t.dq_ref),
         ("reference_acceleration", t.ddq_ref), ("measured_position", t.q),
         ("measured_velocity", t.dq), ("torque_stiffness", t.tau_stiffness),
-        ("torque_damping", t.tau_damping), ("torque_gravity", t.tau_gravity),
+        ("torque_damping", t.tau_damping), ("torque_posture", t.tau_posture), ("torque_gravity", t.tau_gravity),
         ("torque_inertia", t.tau_inertia), ("torque_friction", t.tau_friction),
         ("torque_command", t.tau),
     ):
@@ -636,15 +665,21 @@ def _state_message(
     return message, views
 
 
-def _fill_report(report: AdmissionReport, verdict: AdmissionVerdict) -> None:
+def _fill_report(
+    report: AdmissionReport, verdict: AdmissionVerdict, reference_start_s: float
+) -> None:
     report.verdict = int(verdict.verdict)
     report.reason, report.reason_text = int(verdict.reason), verdict.text
-    report.joint, report.instant_s = verdict.joint, float(verdict.instant_s)
+    report.joint = verdict.joint
+    if math.isfinite(reference_start_s):
+        report.instant_s = verdict.instant_s - reference_start_s
     report.time_scale = verdict.time_scale
     report.peak_position_ratio = verdict.position_ratio
     report.peak_velocity_ratio = verdict.velocity_ratio
     report.peak_acceleration_ratio = verdict.acceleration_ratio
     report.peak_torque_ratio = verdict.torque_ratio
+    report.peak_jerk_ratio = verdict.jerk_ratio
+    report.peak_workspace_ratio = verdict.workspace_ratio
     for name, values in (
         ("seam_position_rad", verdict.seam_position_rad),
         ("seam_velocity_rad_s", verdict.seam_velocity_rad_s),
@@ -652,6 +687,7 @@ def _fill_report(report: AdmissionReport, verdict: AdmissionVerdict) -> None:
     ):
         setattr(report, name, array.array("d", np.ascontiguousarray(values).tobytes()))
     report.age_s, report.consumed_fraction = verdict.age_s, verdict.consumed_fraction
+    report.blend_s = verdict.blend_s
     assert verdict.verdict in Verdict
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from niaf_impedance import tuning as tune
 from niaf_impedance.robot_config import RobotConfig
 from niaf_impedance.settings import FEEDFORWARD, ControllerConfig
+from niaf_impedance.tuning import Tuning
 
 Value = bool | int | float | str
 
@@ -35,16 +38,29 @@ _NODE = (
     ParameterSpec("autostart", True, "", "Configure and activate without a lifecycle manager."),
     ParameterSpec("control_rate_hz", 1000.0, "Hz", "Expected rate of joint_states; the timing "
                   "figures and the damping bound refer to it.", 50.0, 5000.0),
-    ParameterSpec("state_rate_hz", 100.0, "Hz", "Rate of ~/state.", 1.0, 1000.0),
+    ParameterSpec("state_rate_hz", 100.0, "Hz", "Rate of ~/state.", 1.0, 1000.0, live=True),
     ParameterSpec("gripper_rate_hz", 50.0, "Hz", "Rate of gripper_controller/commands.", 1.0,
                   1000.0),
     ParameterSpec("field_max_age_s", 0.5, "s", "Oldest observation a new field may answer to.",
                   0.01, 30.0),
     ParameterSpec("field_max_future_s", 0.05, "s", "How far stamps may lie ahead of this node's "
                   "clock.", 0.0, 1.0),
+    ParameterSpec("handover_lead_s", 0.01, "s", "How far ahead of the present a hand-over is "
+                  "planned: covers the judging of the new reference beside the running loop.",
+                  0.0, 0.2),
+    ParameterSpec("gains_file", "", "", "Where ~/save_gains writes the tuning; empty: "
+                  "~/.ros/niaf/<robot>_gains.yaml."),
+    ParameterSpec("journal", False, "", "Publish ~/journal: all that a bit-for-bit replay needs."),
     ParameterSpec("realtime_priority", 65, "", "SCHED_FIFO priority asked for; 0: do not ask.",
                   0, 99),
 )
+
+#: settings that may change while the arm runs
+_LIVE_SETTINGS = frozenset({
+    "blend_s", "blend_max_s", "gain_ramp_s", "velocity_filter_s", "slow_min_scale",
+    "coulomb_speed_rad_s", "admit_velocity_ratio", "admit_acceleration_ratio",
+    "admit_torque_ratio", "tracking_error_limit_rad",
+})
 
 # unit, minimum, maximum, description of each ControllerConfig field that is a parameter
 _CONTROLLER: dict[str, tuple[str, float | None, float | None, str]] = {
@@ -73,13 +89,12 @@ _CONTROLLER: dict[str, tuple[str, float | None, float | None, str]] = {
                                 "(the blend takes it out)."),
     "seam_velocity_limit_rad_s": ("rad/s", 0.001, 100.0, "Largest admitted velocity step at a "
                                   "hand-over."),
+    "slow_min_scale": ("1", 0.05, 1.0, "How far admission may slow a reference that is too fast, as "
+                       "a share of its speed; 1 refuses it instead."),
+    "velocity_filter_s": ("s", 0.0, 0.02, "Time constant of the filter on the velocity that damping "
+                          "sees; damping then acts that much later; 0: no filter."),
     "min_remaining_s": ("s", 0.0, 10.0, "Least time that a new field must still cover."),
 }
-
-
-def gain_parameter(joint: str, gain: str) -> str:
-    """Name of the live gain parameter, ``gain`` is 'kp' or 'kd'."""
-    return f"gains.{joint}.{gain}"
 
 
 def node_schema() -> tuple[ParameterSpec, ...]:
@@ -88,27 +103,65 @@ def node_schema() -> tuple[ParameterSpec, ...]:
     controller = tuple(
         ParameterSpec(
             name, defaults[name], unit, text, low, high,  # type: ignore[arg-type]
-            tuple(FEEDFORWARD) if name == "feedforward" else (),
+            tuple(FEEDFORWARD) if name == "feedforward" else (), name in _LIVE_SETTINGS,
         )
         for name, (unit, low, high, text) in _CONTROLLER.items()
     )
     return _NODE + controller
 
 
-def gain_schema(robot: RobotConfig) -> tuple[ParameterSpec, ...]:
-    """One stiffness and one damping parameter per joint, with the ranges of the description."""
-    specs = []
-    for joint in robot.joints:
-        for gain, unit, text, limits in (
-            ("kp", "Nm/rad", "Stiffness", joint.kp), ("kd", "Nm s/rad", "Damping", joint.kd),
-        ):
-            specs.append(
-                ParameterSpec(
-                    gain_parameter(joint.name, gain), limits.default, unit,
-                    f"{text} of {joint.name}; ramped.", limits.minimum, limits.maximum, live=True,
-                )
+_PER_JOINT = {  # unit, description
+    "gains.{joint}.kp": ("Nm/rad", "Stiffness of {joint}; ramped."),
+    "gains.{joint}.kd": ("Nm s/rad", "Damping of {joint}; ramped; unused while damping_ratio is "
+                         "above 0."),
+    "friction.{joint}.coulomb_nm": ("Nm", "Coulomb friction of {joint} that is compensated."),
+    "friction.{joint}.viscous_nms_rad": ("Nm s/rad", "Viscous friction of {joint} that is "
+                                         "compensated."),
+    "limits.{joint}.torque_nm": ("Nm", "Largest torque commanded to {joint}."),
+}
+_GLOBAL = (
+    ("stiffness_scale", "1", tune.STIFFNESS_SCALE, "Multiplies the stiffness of every joint."),
+    ("damping_ratio", "1", tune.DAMPING_RATIO, "0: damping as set per joint; above: 2 ratio "
+     "sqrt(kp M_ii(q)) with the inertia of the present pose."),
+    ("error_clip_rad", "rad", tune.ERROR_CLIP_RAD, "Largest position error that stiffness acts on, "
+     "so that a blocked arm pushes no harder; 0: no clip."),
+    ("friction_scale", "1", tune.FRICTION_SCALE, "Share of the friction that is compensated."),
+)
+
+
+def tuning_schema(robot: RobotConfig) -> tuple[ParameterSpec, ...]:
+    """The live parameters that make up a :class:`Tuning`, with the ranges of the description."""
+    defaults = Tuning.of(robot)
+    specs = [
+        ParameterSpec(name, getattr(defaults, name), unit, text, low, high, live=True)
+        for name, unit, (low, high), text in _GLOBAL
+    ]
+    for name, values, ranges in tune.per_joint(defaults, robot):
+        unit, text = _PER_JOINT[name]
+        specs += [
+            ParameterSpec(
+                name.format(joint=joint.name), value, unit, text.format(joint=joint.name), low,
+                high, live=True,
             )
+            for joint, value, (low, high) in zip(robot.joints, values, ranges, strict=True)
+        ]
     return tuple(specs)
+
+
+def tuning_from(values: Mapping[str, Value], robot: RobotConfig) -> Tuning:
+    """Tuning from parameter values, names as in :func:`tuning_schema`; KeyError if one lacks."""
+    rows = [
+        tuple(float(values[name.format(joint=joint.name)]) for joint in robot.joints)
+        for name in _PER_JOINT
+    ]
+    return Tuning(*rows, **{name: float(values[name]) for name, *_ in _GLOBAL})
+
+
+def parameter_file_text(node: str, values: Mapping[str, Value]) -> str:
+    """A ROS parameter file that sets ``values`` on every node called ``node``."""
+    lines = [f"/**/{node}:", "  ros__parameters:"]
+    lines += [f"    {name}: {value!r}" for name, value in sorted(values.items())]
+    return "\n".join(lines) + "\n"
 
 
 def controller_settings(values: dict[str, Value]) -> ControllerConfig:

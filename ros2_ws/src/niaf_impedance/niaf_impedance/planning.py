@@ -138,7 +138,11 @@ def scan(
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a plan has to know of the running controller, copied between two ticks."""
+    """What a plan has to know of the running controller, copied between two ticks.
+
+    ``jet`` [3, n + 1] is the last commanded reference with its first two time derivatives; the
+    gripper width is the last column.
+    """
 
     mode: Mode
     generation: int
@@ -151,6 +155,7 @@ class Snapshot:
     count: int
     meta: FloatArray
     sf: FloatArray
+    jet: FloatArray
     planned_buffers: tuple[int, ...] = ()
 
 
@@ -416,6 +421,7 @@ class Planner:
             "acceleration_ratio": float(ratios[ACCELERATION]),
             "torque_ratio": float(ratios[TORQUE]),
             "jerk_ratio": float(ratios[JERK]),
+            "workspace_ratio": float(ratios[WORKSPACE]),
             "blend_s": candidate.blend_s,
             "time_scale": candidate.scale,
         }

@@ -114,8 +114,8 @@ PF_FLIP, PF_BRAKE_AT, PF_BRAKE_T, PF_END, PF_SIZE = 0, 1, 2, 3, 4
 
 TEL_Q_REF, TEL_DQ_REF, TEL_DDQ_REF, TEL_Q, TEL_DQ = 0, 1, 2, 3, 4
 TEL_STIFFNESS, TEL_DAMPING, TEL_GRAVITY, TEL_INERTIA, TEL_FRICTION = 5, 6, 7, 8, 9
-TEL_DQ_FILTERED = 10
-TEL_ROWS = 11
+TEL_DQ_FILTERED, TEL_POSTURE = 10, 11
+TEL_ROWS = 12
 
 
 @njit(cache=True, nogil=True)
@@ -424,7 +424,7 @@ def tick(
     # -- sum and limits (nothing after this touches the torque) -----------------------------------
     for i in range(n):
         wish = (tel[TEL_STIFFNESS, i] + tel[TEL_DAMPING, i] + tel[TEL_GRAVITY, i]
-                + tel[TEL_INERTIA, i] + tel[TEL_FRICTION, i])
+                + tel[TEL_INERTIA, i] + tel[TEL_FRICTION, i] + tel[TEL_POSTURE, i])
         if not np.isfinite(wish):
             if si[SI_MODE] != MODE_ESTOP:
                 si[SI_MODE] = MODE_DAMP

@@ -4,20 +4,24 @@ import dataclasses
 
 import numpy as np
 import pytest
+import yaml
 
 from niaf_impedance import ControllerConfig
 from niaf_impedance.controller import ControllerConfigError
 from niaf_impedance.parameters import (
     controller_settings,
-    gain_schema,
     node_schema,
+    parameter_file_text,
     render_markdown,
+    tuning_from,
+    tuning_schema,
 )
 from niaf_impedance.timing import Histogram, LoopTiming
+from niaf_impedance.tuning import Tuning
 
 
 def test_every_parameter_is_described_and_its_default_is_inside_its_range(arm):
-    schema = node_schema() + gain_schema(arm.config)
+    schema = node_schema() + tuning_schema(arm.config)
     names = [spec.name for spec in schema]
     assert len(names) == len(set(names))
     for spec in schema:
@@ -29,8 +33,8 @@ def test_every_parameter_is_described_and_its_default_is_inside_its_range(arm):
 
 
 def test_one_gain_pair_per_joint_with_the_ranges_of_the_description(arm):
-    specs = {spec.name: spec for spec in gain_schema(arm.config)}
-    assert len(specs) == 14
+    specs = {spec.name: spec for spec in tuning_schema(arm.config)}
+    assert len(specs) == 4 + 5 * 7
     kp = specs["gains.panda_joint3.kp"]
     assert kp.live
     assert (kp.default, kp.maximum) == (
@@ -38,10 +42,26 @@ def test_one_gain_pair_per_joint_with_the_ranges_of_the_description(arm):
 
 
 def test_markdown_lists_every_parameter(arm):
-    schema = node_schema() + gain_schema(arm.config)
+    schema = node_schema() + tuning_schema(arm.config)
     text = render_markdown(schema)
     for spec in schema:
         assert f"`{spec.name}`" in text
+
+
+def test_tuning_parameters_give_the_tuning_of_the_description(arm):
+    values = {spec.name: spec.default for spec in tuning_schema(arm.config)}
+    assert tuning_from(values, arm.config) == Tuning.of(arm.config)
+    values["gains.panda_joint3.kd"] = 7.0
+    values["stiffness_scale"] = 0.5
+    changed = tuning_from(values, arm.config)
+    assert (changed.kd[2], changed.stiffness_scale) == (7.0, 0.5)
+
+
+def test_a_saved_parameter_file_reads_back_exactly(arm):
+    values = {spec.name: spec.default for spec in tuning_schema(arm.config)}
+    values["gains.panda_joint1.kp"] = 1 / 3
+    text = parameter_file_text("impedance", values)
+    assert yaml.safe_load(text) == {"/**/impedance": {"ros__parameters": values}}
 
 
 def test_schema_defaults_give_the_default_configuration():
