@@ -1,4 +1,4 @@
-"""The impedance controller: owns the arrays of the compiled tick, changes mode, takes new references.
+"""The impedance controller: owns the arrays of the compiled tick, changes mode, hands over.
 
 No ROS, no clock: every time is an argument, in seconds of one clock of the caller's choice. Use
 a clock with a small epoch (seconds since start): at 1.7e9 s a float64 resolves only 0.24 us.

@@ -655,9 +655,9 @@ def _state_message(
         ("reference_position", t.q_ref), ("reference_velocity", t.dq_ref),
         ("reference_acceleration", t.ddq_ref), ("measured_position", t.q),
         ("measured_velocity", t.dq), ("torque_stiffness", t.tau_stiffness),
-        ("torque_damping", t.tau_damping), ("torque_posture", t.tau_posture), ("torque_gravity", t.tau_gravity),
-        ("torque_inertia", t.tau_inertia), ("torque_friction", t.tau_friction),
-        ("torque_command", t.tau),
+        ("torque_damping", t.tau_damping), ("torque_posture", t.tau_posture),
+        ("torque_gravity", t.tau_gravity), ("torque_inertia", t.tau_inertia),
+        ("torque_friction", t.tau_friction), ("torque_command", t.tau),
     ):
         values = array.array("d", bytes(8 * arm.n))
         setattr(message, name, values)

@@ -89,10 +89,10 @@ _CONTROLLER: dict[str, tuple[str, float | None, float | None, str]] = {
                                 "(the blend takes it out)."),
     "seam_velocity_limit_rad_s": ("rad/s", 0.001, 100.0, "Largest admitted velocity step at a "
                                   "hand-over."),
-    "slow_min_scale": ("1", 0.05, 1.0, "How far admission may slow a reference that is too fast, as "
-                       "a share of its speed; 1 refuses it instead."),
-    "velocity_filter_s": ("s", 0.0, 0.02, "Time constant of the filter on the velocity that damping "
-                          "sees; damping then acts that much later; 0: no filter."),
+    "slow_min_scale": ("1", 0.05, 1.0, "How far admission may slow a reference that is too fast, "
+                       "as a share of its speed; 1 refuses it instead."),
+    "velocity_filter_s": ("s", 0.0, 0.02, "Time constant of the filter on the velocity that "
+                          "damping sees; damping then acts that much later; 0: no filter."),
     "min_remaining_s": ("s", 0.0, 10.0, "Least time that a new field must still cover."),
 }
 
@@ -154,7 +154,9 @@ def tuning_from(values: Mapping[str, Value], robot: RobotConfig) -> Tuning:
         tuple(float(values[name.format(joint=joint.name)]) for joint in robot.joints)
         for name in _PER_JOINT
     ]
-    return Tuning(*rows, **{name: float(values[name]) for name, *_ in _GLOBAL})
+    kp, kd, coulomb, viscous, torque = rows
+    scale, ratio, clip, friction = (float(values[name]) for name, *_ in _GLOBAL)
+    return Tuning(kp, kd, coulomb, viscous, torque, scale, ratio, clip, friction)
 
 
 def parameter_file_text(node: str, values: Mapping[str, Value]) -> str:

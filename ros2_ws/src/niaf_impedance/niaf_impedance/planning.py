@@ -81,8 +81,8 @@ def scan(
     [2, 3]: tool frame and the corners that it may not leave. ratios, joints, instants [6]: position
     (distance from the middle over half the range), velocity, acceleration, inverse-dynamics torque
     with friction, jerk, tool position (joint = axis). Between samples the peak of a parabola
-    through three of them counts. ``recent`` [2, 5, n] scratch; tmp, ref [4, n + 1], or [3, n + 1] to leave
-    out jerk. A value that is not finite gives ratio inf.
+    through three of them counts. ``recent`` [2, 5, n] scratch; tmp, ref [4, n + 1], or [3, n + 1]
+    to leave out jerk. A value that is not finite gives ratio inf.
     """
     n = jp.shape[1]
     tool_at = np.zeros(3)
@@ -606,8 +606,8 @@ class Planner:
         scan(
             times, brake_at, brake_t, end, count, self.pool, self._meta, self._sf,
             snapshot.st[k.ST_GRIPPER_TARGET], arm.model, arm.parent, arm.kind, arm.gravity,
-            self._jp, self._cf, self._limits, arm.tool, self._box, self._raw, self._work, self._tmp[:rows],
-            self._ref[:rows], self._dynamics_work, self._total, self._recent, ratios, joints,
+            self._jp, self._cf, self._limits, arm.tool, self._box, self._raw, self._work,
+            self._tmp[:rows], self._ref[:rows], self._dynamics_work, self._total, self._recent, ratios, joints,
             instants,
         )
         return ratios, joints, instants

@@ -203,7 +203,7 @@ def flip(st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref):
     pi[PI_WAITING] = 0
     mode = si[SI_MODE]
     if (pi[PI_GENERATION] != si[SI_GENERATION] or si[SI_DEACTIVATING] != 0
-            or not (mode == MODE_TRACK or mode == MODE_BRAKE or mode == MODE_HOLD)):
+            or mode not in (MODE_TRACK, MODE_BRAKE, MODE_HOLD)):
         si[SI_OVERTAKEN] += 1
         return False
     at, hold_width = pf[PF_FLIP], st[ST_GRIPPER_HOLD]
@@ -301,7 +301,7 @@ def tick(
     if pi[PI_WAITING] != 0 and now >= pf[PF_FLIP]:
         flip(st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref)
         mode = si[SI_MODE]
-    following = mode == MODE_TRACK or mode == MODE_BRAKE or mode == MODE_HOLD
+    following = mode in (MODE_TRACK, MODE_BRAKE, MODE_HOLD)
     hold_width = st[ST_GRIPPER_HOLD]
     if following:
         if mode == MODE_HOLD:

@@ -72,8 +72,10 @@ def test_no_admitted_reference_ever_commands_outside_the_limits(
         if verdict.verdict == Verdict.SLOWED:
             assert 0.2 <= verdict.time_scale < 1.0
             assert verdict.text
-        for t, jet in follow_exactly(controller, t, gap):
+        for tick_s, jet in follow_exactly(controller, t, gap):
+            t_next = tick_s
             assert_inside_limits(arm, config, jet)
+        t = t_next
     for _, jet in follow_exactly(controller, t, 6.0):
         assert_inside_limits(arm, config, jet)
     assert controller.mode == Mode.HOLD
