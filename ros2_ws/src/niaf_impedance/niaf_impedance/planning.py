@@ -607,8 +607,8 @@ class Planner:
             times, brake_at, brake_t, end, count, self.pool, self._meta, self._sf,
             snapshot.st[k.ST_GRIPPER_TARGET], arm.model, arm.parent, arm.kind, arm.gravity,
             self._jp, self._cf, self._limits, arm.tool, self._box, self._raw, self._work,
-            self._tmp[:rows], self._ref[:rows], self._dynamics_work, self._total, self._recent, ratios, joints,
-            instants,
+            self._tmp[:rows], self._ref[:rows], self._dynamics_work, self._total, self._recent,
+            ratios, joints, instants,
         )
         return ratios, joints, instants
 
