@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not in this environment")
 niaf_msgs = pytest.importorskip("niaf_msgs.msg", reason="niaf_msgs is not built")
@@ -25,6 +27,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import JointState  # noqa: E402
 from std_msgs.msg import Float64MultiArray  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E402
 
 from niaf_field import save_prior  # noqa: E402
 from niaf_field.codec import make_field_message, to_message  # noqa: E402
@@ -55,6 +58,8 @@ class FakeArm:
         self.node.create_subscription(AdmissionReport, "impedance/admission",
                                       self.reports.append, 10)
         self.fields = self.node.create_publisher(ActionField, "action_field", 1)
+        self.trajectories = self.node.create_publisher(
+            JointTrajectory, "impedance/joint_trajectory", 1)
         self.silent = False
         self.stopping = threading.Event()
         self.executor = SingleThreadedExecutor(context=context)
@@ -140,7 +145,7 @@ def system(arm, domain, tmp_path_factory):
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=domain)
     fake = FakeArm(arm, context)
-    process = start_node(f"prior:={file}")
+    process = start_node(f"prior:={file}", f"gains_file:={file.parent / 'gains.yaml'}")
     try:
         wait_for(lambda: fake.states or process.poll() is not None, 60.0, "the first state")
         assert process.poll() is None, process.stdout.read()
@@ -242,6 +247,53 @@ def test_gains_are_live_and_their_ranges_hold(system):
     assert "damping too high for the delay" in result.reason
     assert "panda_joint1 50" in result.reason
     assert get_parameter(fake, "gains.panda_joint1.kd") == 20.0
+
+
+def test_a_set_reverts_and_is_saved_as_a_parameter_file(system, arm, tmp_path_factory):
+    fake, _, _ = system
+    assert set_parameter(fake, "stiffness_scale", 0.8).successful
+    assert set_parameter(fake, "limits.panda_joint1.torque_nm", 60.0).successful
+    assert not set_parameter(fake, "error_clip_rad", 0.9).successful
+    answer = fake.call(Trigger, "impedance/save_gains", Trigger.Request())
+    assert answer.success, answer.message
+    file = Path(answer.message.split(": start with")[0])
+    saved = yaml.safe_load(file.read_text())["/**/impedance"]["ros__parameters"]
+    assert saved["stiffness_scale"] == 0.8
+    assert saved["limits.panda_joint1.torque_nm"] == 60.0
+    assert saved["gains.panda_joint2.kp"] == 500.0
+    answer = fake.call(Trigger, "impedance/revert_gains", Trigger.Request())
+    assert answer.success, answer.message
+    assert get_parameter(fake, "stiffness_scale") == 1.0
+    assert get_parameter(fake, "gains.panda_joint2.kp") == arm.config.joints[1].kp.default
+
+
+def send_trajectory(fake, names, points, times):
+    message = JointTrajectory(joint_names=names)
+    for positions, after_s in zip(points, times, strict=True):
+        point = JointTrajectoryPoint(positions=list(map(float, positions)))
+        point.time_from_start.sec = int(after_s)
+        point.time_from_start.nanosec = round((after_s % 1.0) * 1e9)
+        message.points.append(point)
+    count = len(fake.reports)
+    fake.trajectories.publish(message)
+    wait_for(lambda: len(fake.reports) > count, 5.0, "the report on the trajectory")
+    return fake.reports[-1]
+
+
+def test_a_joint_trajectory_drives_the_arm_through_the_same_admission(system, arm):
+    fake, _, _ = system
+    names = list(reversed(arm.joint_names))
+    goal = fake.plant.q + np.array([0.1, 0.0, 0.0, 0.0, 0.0, 0.0, -0.1])
+    report = send_trajectory(fake, names, [goal[::-1]], [0.8])
+    assert report.verdict == AdmissionReport.ACCEPTED, report.reason_text
+    wait_for(lambda: fake.states[-1].mode == ImpedanceState.HOLD
+             and abs(fake.states[-1].reference_position[0] - goal[0]) < 1e-6, 5.0, "the goal")
+    np.testing.assert_allclose(fake.plant.q, goal, atol=0.02)
+    hasty = send_trajectory(fake, names, [(goal + 0.3)[::-1]], [0.05])
+    assert hasty.verdict != AdmissionReport.ACCEPTED
+    wrong = send_trajectory(fake, ["elbow", *names[1:]], [goal[::-1]], [1.0])
+    assert wrong.verdict == AdmissionReport.REFUSED
+    assert "elbow" in wrong.reason_text
 
 
 def test_estop_latches_until_reset(system):
