@@ -1,0 +1,384 @@
+"""The compiled loop thread: seqlock, ladder, hand-over, silence. Timings: benchmarks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from impedance_support import make_field
+from numba import njit
+from numba.core.runtime import _nrt_python, rtsys
+
+from niaf_impedance import ImpedanceController
+from niaf_impedance import tick as k
+from niaf_impedance.admission import Reason
+from niaf_impedance.faults import Fault, Mode
+from niaf_impedance.loop import (
+    W_COMMANDS,
+    W_TICKS,
+    ControlLoop,
+    LoopLimits,
+    LoopOutcome,
+    _judge,
+    read_cell,
+    write_cell,
+)
+from niaf_impedance.settings import ControllerConfig
+from niaf_impedance.warm_up import warm_up
+
+RATE_HZ = 1000.0
+#: a shared machine may stall a thread for long; these tests are not about that
+PATIENT = LoopLimits(brake_lateness_s=10.0, damp_lateness_s=10.0, brake_misses=10**6,
+                     damp_misses=10**6)
+
+
+class ToyArm:
+    """Offers the same pose about every millisecond until told to be silent."""
+
+    def __init__(self, loop: ControlLoop, q: np.ndarray) -> None:
+        self.loop, self.q, self.silent = loop, q, False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+        self._thread.start()
+
+    def _write(self) -> None:
+        zero = np.zeros_like(self.q)
+        while not self._stop.wait(0.0008):
+            if not self.silent:
+                self.loop.offer_state(self.loop.now_s(), self.q, zero)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(arm, prior):
+    """Compile planning too, so that a plan does not come too late for its own hand-over."""
+    warm_up(ImpedanceController(ControllerConfig(), arm, prior))
+
+
+@pytest.fixture
+def patient(arm, prior):
+    """A controller that waits long for states, because the test machine may stall."""
+    return ImpedanceController(ControllerConfig(state_timeout_s=0.3, dt_max_s=0.005), arm, prior)
+
+
+@pytest.fixture
+def running(patient, arm):
+    """(loop, toy arm), holding the home pose."""
+    loop = ControlLoop(patient, RATE_HZ, PATIENT)
+    toy = ToyArm(loop, arm.config.home_rad.copy())
+    loop.start()
+    loop.activate(arm.config.home_rad, np.zeros(arm.n))
+    yield loop, toy
+    toy.close()
+    loop.close()
+
+
+def wait_for(condition, what, timeout_s=3.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
+        time.sleep(0.002)
+
+
+def test_runs_on_its_own_and_publishes_what_holds_the_arm(running, arm):
+    loop, _ = running
+    wait_for(lambda: loop.read_command() is not None, "the first command")
+    first, heartbeat = loop.read_command(), loop.heartbeat
+    time.sleep(0.3)
+    last, statistics = loop.read_command(), loop.statistics
+    assert loop.heartbeat > heartbeat
+    assert last.count > first.count
+    assert last.t_s > last.state_s > first.state_s
+    assert last.mode == Mode.HOLD
+    np.testing.assert_allclose(last.tau_nm, arm.gravity_torque(arm.config.home_rad), atol=1e-6)
+    assert statistics.ticks > 3
+    assert 0 < statistics.age.count <= statistics.lateness.count + 1
+    assert 0.0 < statistics.age.p50_s < 0.3
+    assert statistics.outcome == LoopOutcome.ON_TIME
+
+
+def test_every_command_wakes_its_reader(running):
+    loop, _ = running
+    wait_for(lambda: loop.read_command() is not None, "the first command")
+    os.eventfd_read(loop.command_fd)
+    before = loop.read_command().count
+    time.sleep(0.05)
+    woken = os.eventfd_read(loop.command_fd)  # counts the commands since it was read
+    assert woken >= loop.read_command().count - before - 2 > 0
+
+
+def test_a_tick_from_python_leaves_no_object_behind(patient, arm):
+    home, zero = arm.config.home_rad, np.zeros(arm.n)
+    patient.activate(0.0, home, zero)
+    times = [0.001 * i for i in range(1, 1301)]
+    for t in times[:300]:
+        patient.tick(t, home, zero)
+    before = sys.getallocatedblocks()
+    for t in times[300:]:
+        patient.tick(t, home, zero)
+    assert abs(sys.getallocatedblocks() - before) < 10
+
+
+def test_a_thousand_ticks_of_the_loop_allocate_nothing(arm, prior):
+    controller = ImpedanceController(ControllerConfig(state_timeout_s=30.0), arm, prior)
+    loop = ControlLoop(controller, 2000.0, PATIENT)
+    _nrt_python.memsys_enable_stats()
+    home = arm.config.home_rad
+    loop.offer_state(loop.now_s(), home, np.zeros(arm.n))
+    loop.start()
+    try:
+        loop.activate(home, np.zeros(arm.n))
+        plan = controller.plan(
+            loop.snapshot(), loop.now_s(), make_field(prior, home, loop.now_s(), 1), lead_s=0.3)
+        assert loop.commit(plan).accepted
+        before, ticks = rtsys.get_allocation_stats(), loop.statistics.ticks
+        wait_for(lambda: loop._words[W_TICKS] > ticks + 1000, "1000 ticks", 10.0)
+        after = rtsys.get_allocation_stats()
+        assert controller.sequence == 1, "the hand-over lies inside"
+    finally:
+        loop.close()
+    assert after == before
+
+
+@njit(nogil=True)
+def _hammer(words, cell, values, idle, stop):
+    """Write cells whose numbers all are equal, with a short rest so that readers get a chance."""
+    x = 0.0
+    while stop[0] == 0:
+        x += 1.0
+        for i in range(values.shape[0]):
+            values[i] = x
+        write_cell(words, 0, cell, values)
+        for i in range(2000):
+            idle[i % 8] += x
+
+
+@njit(nogil=True)
+def _watch(words, cell, values, reads, seen):
+    """Count in ``seen``: new values accepted, torn ones accepted, torn ones in careless copies."""
+    last = 0.0
+    for _ in range(reads):
+        if read_cell(words, 0, cell, values):
+            seen[0] += values[0] != last
+            last = values[0]
+            for i in range(values.shape[0]):
+                seen[1] += values[i] != last
+        for i in range(values.shape[0]):
+            values[i] = cell[i]
+        seen[2] += values[0] != values[values.shape[0] - 1]
+
+
+def test_a_snapshot_torn_by_its_writer_is_never_accepted():
+    words, stop = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
+    seen = np.zeros(3, dtype=np.int64)
+    cell, copy, written = np.zeros((3, 60))  # long, so that tearing it is easy
+    _hammer(words, cell, written, np.zeros(8), stop)  # compile
+    _watch(words, cell, copy, 1, seen)
+    stop[0] = 0
+    writer = threading.Thread(target=_hammer, args=(words, cell, written, np.zeros(8), stop))
+    writer.start()
+    end = time.monotonic() + 20.0
+    try:
+        while (seen[0] < 100 or seen[2] < 3) and time.monotonic() < end:
+            _watch(words, cell, copy, 20_000, seen)
+    finally:
+        stop[0] = 1
+        writer.join()
+    accepted, torn, careless = seen
+    assert accepted >= 100, "the writer did not run at the same time"
+    assert careless >= 3, "nothing was ever torn: this proves nothing"
+    assert torn == 0
+
+
+def test_an_unwritten_or_half_written_cell_is_not_accepted():
+    words, cell, values = np.zeros(1, dtype=np.int64), np.ones(3), np.zeros(3)
+    assert not read_cell(words, 0, cell, values)
+    write_cell(words, 0, cell, np.full(3, 2.0))
+    assert read_cell(words, 0, cell, values)
+    words[0] += 1
+    assert not read_cell(words, 0, cell, values)
+
+
+def test_silence_damps_then_the_loop_falls_silent_until_states_return(running, arm):
+    loop, toy = running
+    wait_for(lambda: loop.read_command() is not None, "the first command")
+    toy.silent = True
+    wait_for(lambda: loop.controller.mode == Mode.DAMP, "DAMP")
+    assert loop.controller.fault == Fault.STATE_STALE
+    time.sleep(0.02)
+    last = loop.read_command()
+    assert last.mode == Mode.DAMP
+    np.testing.assert_allclose(last.tau_nm, arm.gravity_torque(toy.q), atol=1e-6)
+    heartbeat = loop.heartbeat
+    time.sleep(0.05)
+    assert loop.heartbeat > heartbeat
+    assert loop.read_command().count == last.count
+    toy.silent = False
+    wait_for(lambda: loop.read_command().count > last.count, "commands again")
+    assert loop.controller.mode == Mode.DAMP, "latched"
+    with loop.paused():
+        loop.controller.reset(loop.now_s())
+    wait_for(lambda: loop.read_command().mode == Mode.HOLD, "HOLD")
+
+
+def test_stop_ends_the_thread_within_50_ms(running):
+    loop, _ = running
+    took = []
+    for _ in range(3):
+        begin = time.monotonic()
+        loop.stop()
+        took.append(time.monotonic() - begin)
+        assert not loop.running
+        loop.start()
+    assert min(took) < 0.05
+
+
+def commands_of(loop, duration_s):
+    """Every command that could be read in ``duration_s``, in order."""
+    commands, end = [loop.read_command()], time.monotonic() + duration_s
+    while time.monotonic() < end:
+        command = loop.read_command()
+        if command.count != commands[-1].count:
+            commands.append(command)
+        time.sleep(0.0002)
+    return commands
+
+
+def test_a_plan_committed_while_it_runs_makes_no_torque_step(running, prior, arm):
+    loop, toy = running
+    controller = loop.controller
+    wait_for(lambda: loop.read_command() is not None, "the first command")
+    for sequence in (1, 2):  # from rest, then in motion
+        now = loop.now_s()
+        field = make_field(prior, toy.q, now, sequence, seed=sequence)
+        plan = controller.plan(loop.snapshot(), now, field, lead_s=0.25)
+        verdict = loop.commit(plan)
+        assert verdict.accepted, verdict.text
+        assert controller.sequence == sequence - 1, "handed over before its instant"
+        commands = commands_of(loop, plan.flip_s - loop.now_s() + 0.2)
+        assert controller.sequence == sequence
+        assert controller.mode == Mode.TRACK
+        rates = [
+            (np.abs(b.tau_nm - a.tau_nm).max() / (b.t_s - a.t_s), abs(a.t_s - plan.flip_s))
+            for a, b in zip(commands, commands[1:], strict=False) if b.count == a.count + 1
+        ]
+        at_flip = max(rate for rate, distance in rates if distance < 0.02)
+        elsewhere = max(rate for rate, distance in rates if distance >= 0.02)
+        assert at_flip <= 1.2 * elsewhere + 1.0, "Nm/s"
+    assert controller.statistics.seam_position_peak_rad < 1e-9
+    assert controller.statistics.seam_velocity_peak_rad_s < 1e-8
+
+
+def test_a_plan_that_comes_too_late_is_overtaken_and_changes_nothing(running, prior):
+    loop, toy = running
+    now = loop.now_s()
+    plan = loop.controller.plan(
+        loop.snapshot(), now, make_field(prior, toy.q, now, 1), lead_s=0.001)
+    time.sleep(0.01)
+    assert loop.commit(plan).reason == Reason.OVERTAKEN
+    time.sleep(0.02)
+    assert loop.controller.mode == Mode.HOLD
+    assert loop.controller.accepted_count == 0
+
+
+def test_brake_and_estop_are_obeyed_between_ticks(running, prior):
+    loop, toy = running
+    now = loop.now_s()
+    field = make_field(prior, toy.q, now, 1)
+    plan = loop.controller.plan(loop.snapshot(), now, field, lead_s=0.25)
+    assert loop.commit(plan).accepted
+    wait_for(lambda: loop.controller.mode == Mode.TRACK, "TRACK")
+    loop.brake()
+    wait_for(lambda: loop.controller.mode == Mode.BRAKE, "BRAKE")
+    wait_for(lambda: loop.controller.mode == Mode.HOLD, "HOLD")
+    assert loop.now_s() < field.end_s, "it stopped before its reference ended"
+    loop.estop()
+    wait_for(lambda: loop.read_command().mode == Mode.ESTOP, "ESTOP")
+    assert loop.controller.fault == Fault.ESTOP_REQUESTED
+
+
+def test_deactivation_ends_off_and_silent(running):
+    loop, _ = running
+    wait_for(lambda: loop.read_command() is not None, "the first command")
+    loop.deactivate()
+    wait_for(lambda: loop.controller.mode == Mode.OFF, "OFF")
+    time.sleep(0.01)
+    commands = int(loop._words[W_COMMANDS])
+    time.sleep(0.03)
+    assert loop._words[W_COMMANDS] == commands
+
+
+def test_nothing_ticks_inside_paused(running):
+    loop, _ = running
+    with loop.paused():
+        ticks, heartbeat = loop.statistics.ticks, loop.heartbeat
+        time.sleep(0.03)
+        assert loop.statistics.ticks == ticks
+        assert loop.heartbeat > heartbeat
+    wait_for(lambda: loop.statistics.ticks > ticks, "ticks")
+    assert loop.controller.mode == Mode.HOLD
+
+
+def test_missed_deadlines_are_skipped_and_counted_never_made_up_for(patient, arm):
+    rate = 400_000.0  # faster than a tick
+    loop = ControlLoop(patient, rate, PATIENT)
+    loop.offer_state(loop.now_s(), arm.config.home_rad, np.zeros(arm.n))
+    loop.start()
+    try:
+        loop.activate(arm.config.home_rad, np.zeros(arm.n))
+        loop.clear_statistics()
+        time.sleep(0.1)
+    finally:
+        loop.close()
+    statistics, passed_s = loop.statistics, loop._cpu[1] * 1e-9
+    assert statistics.missed > 0
+    deadlines = statistics.ticks + statistics.missed
+    assert deadlines / (passed_s * rate) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_late_loop_goes_down_the_ladder(patient, arm, prior):
+    loop = ControlLoop(patient, RATE_HZ, LoopLimits())
+    home, zero = arm.config.home_rad, np.zeros(arm.n)
+    patient.activate(0.0, home, zero)
+    patient.tick(0.001, home, zero)
+    assert patient.offer(0.001, make_field(prior, home, 0.001, 1)).accepted
+    patient.tick(0.1, home, zero)
+    words, settings, acceleration = loop._arguments[:3]
+    arrays = (patient._st, patient._si, patient._tel)
+
+    def judge(lateness_s):
+        _judge(words, settings, acceleration, *arrays, lateness_s)
+
+    judge(0.001)
+    assert loop.statistics.late_warnings == 1
+    assert patient._st[k.ST_BRAKE_AT] > 0.1
+    judge(0.006)
+    assert loop.statistics.outcome == LoopOutcome.BRAKED
+    assert patient._st[k.ST_BRAKE_AT] == pytest.approx(0.1)
+    patient.tick(0.11, home, zero)
+    assert patient.mode == Mode.BRAKE
+    judge(0.021)
+    assert patient.mode == Mode.DAMP
+    assert patient.fault == Fault.LOOP_LATE
+    assert loop.statistics.outcome == LoopOutcome.DAMPED
+    loop.close()
+
+
+def test_consecutive_misses_go_down_the_ladder_too(patient, arm):
+    loop = ControlLoop(patient, 400_000.0, replace(PATIENT, damp_misses=50))
+    loop.offer_state(loop.now_s(), arm.config.home_rad, np.zeros(arm.n))
+    loop.start()
+    try:
+        loop.activate(arm.config.home_rad, np.zeros(arm.n))
+        wait_for(lambda: patient.mode == Mode.DAMP, "DAMP")
+        assert patient.fault == Fault.LOOP_LATE
+    finally:
+        loop.close()
