@@ -44,6 +44,8 @@ from niaf_impedance.controller import (
     ResetRefusedError,
 )
 from niaf_impedance.faults import Fault, Mode, describe
+from niaf_impedance.journal import JournaledController
+from niaf_impedance.journal_publisher import JournalPublisher
 from niaf_impedance.live_tuning import LiveTuning, declare
 from niaf_impedance.parameters import node_schema
 from niaf_impedance.planning import Snapshot
@@ -53,6 +55,7 @@ from niaf_impedance.realtime import (
     quiet_interpreter,
     request_fifo,
 )
+from niaf_impedance.references import reference_from_trajectory
 from niaf_impedance.robot_config import (
     RobotConfigError,
     default_robot_config_path,
@@ -60,15 +63,7 @@ from niaf_impedance.robot_config import (
 )
 from niaf_impedance.settings import ControllerConfig
 from niaf_impedance.timing import LoopTiming, Percentiles
-from niaf_impedance.trajectory import (
-    BRAKE,
-    RunningReference,
-    TrajectoryError,
-    trajectory_reference,
-)
-from niaf_impedance.trajectory import (
-    from_message as trajectory_from_message,
-)
+from niaf_impedance.trajectory import TrajectoryError
 from niaf_impedance.tuning import Tuning
 from niaf_impedance.warm_up import warm_up
 from niaf_impedance.wire import Float64ArrayEncoder, JointStateDecoder, JointStateError
@@ -82,6 +77,8 @@ WATCHDOG_PERIOD_S = 0.005
 SHUTDOWN_S = 1.5
 #: how often a reference is judged again when the loop went on past its hand-over meanwhile
 JUDGEMENTS = 3
+#: how often the journal is sent on though its block is not full, and its least time to checkpoints
+JOURNAL_FLUSH_S, JOURNAL_CHECKPOINT_S = 1.0, 5.0
 
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _RELIABLE_NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -121,6 +118,8 @@ class ImpedanceNode(LifecycleNode):
         self.controller: ImpedanceController | None = None
         self._tuning = LiveTuning(self, robot, self._apply_tuning)
         self._worker: AdmissionWorker | None = None
+        self._journal: JournalPublisher | None = None
+        self._checkpoint_due_s = 0.0
         self._trajectories = 0
         self._prior: Prior | None = None
         self._epoch_sec = int(time.time())
@@ -173,7 +172,7 @@ class ImpedanceNode(LifecycleNode):
             file = prior_file(str(self._value("prior")))
             self._prior = load_prior(file)
             _, config = self._tuning.values()
-            controller = ImpedanceController(config, self.arm, self._prior)
+            controller = self._make_controller(config, file)
             self._tuning.start(controller)
             warm_up(controller)
             # Its last collection takes about 0.1 s: here, and not where states already stream in.
@@ -196,6 +195,14 @@ class ImpedanceNode(LifecycleNode):
             f"{self._scheduling}"
         )
         return SUCCESS
+
+    def _make_controller(self, config: ControllerConfig, file: Path) -> ImpedanceController:
+        if not self._value("journal"):
+            return ImpedanceController(config, self.arm, self._prior)
+        return JournaledController(
+            config, self.arm, self._prior, epoch_sec=self._epoch_sec,
+            prior_file=str(file.resolve()),
+        )
 
     def _create_entities(self, controller: ImpedanceController) -> None:
         n = self.arm.n
@@ -240,6 +247,13 @@ class ImpedanceNode(LifecycleNode):
             self.create_timer(1.0, self._publish_diagnostics, clock=_steady()),
         ]
         self._message, self._views = _state_message(self.arm, controller)
+        if isinstance(controller, JournaledController):
+            self._journal = JournalPublisher(
+                self, "~/journal", controller.journal, self.arm.joint_names,
+                self.arm.config.base_frame, self._calm_worker,
+            )
+            self._loop_timers.append(
+                self.create_timer(JOURNAL_FLUSH_S, self._flush_journal, clock=_steady()))
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         problem = self._activation_problem()
@@ -297,6 +311,7 @@ class ImpedanceNode(LifecycleNode):
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        self._end_journal()
         self._lifecycle_active = False
         for owned, destroy in (
             (self._loop_timers, self.destroy_timer), (self._readers, self.destroy_subscription),
@@ -305,6 +320,26 @@ class ImpedanceNode(LifecycleNode):
             for entity in owned:
                 destroy(entity)
             owned.clear()
+
+    # -- journal ---------------------------------------------------------------------------------
+    def _flush_journal(self) -> None:
+        """Blocks close when they are full; here those of a loop that slows down or stops do."""
+        controller, now_s = self.controller, time.monotonic()
+        if not isinstance(controller, JournaledController):
+            return
+        if now_s >= self._checkpoint_due_s and controller.checkpoint():
+            self._checkpoint_due_s = now_s + JOURNAL_CHECKPOINT_S
+        controller.journal.hand_over()
+
+    def _end_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.stop()
+            self._journal = None
+
+    def destroy_node(self) -> None:
+        """As every node's; what the journal still holds is sent first."""
+        self._end_journal()
+        super().destroy_node()
 
     # -- measured state and tick -----------------------------------------------------------------
     def _clear_input(self) -> None:
@@ -406,14 +441,24 @@ class ImpedanceNode(LifecycleNode):
         request_fifo(int(self._value("realtime_priority")) // 2)
 
     def _submit(
-        self, sequence: int, now_s: float, build: Callable[[Snapshot], Reference | Rejection]
+        self, message: Any, sequence: int, now_s: float,
+        build: Callable[[Snapshot], Reference | Rejection],
     ) -> None:
-        controller, worker = self.controller, self._worker
-        assert controller is not None
+        worker = self._worker
         assert worker is not None
-        snapshot = controller.snapshot()
         lead_s = float(self._value("handover_lead_s"))
+        snapshot = self._snapshot(message, sequence, now_s, lead_s)
         worker.submit(Job(sequence, snapshot, now_s, lead_s, lambda: build(snapshot)))
+
+    def _snapshot(
+        self, message: Any, sequence: int, now_s: float, lead_s: float,
+        again: Snapshot | None = None,
+    ) -> Snapshot:
+        controller = self.controller
+        assert controller is not None
+        if isinstance(controller, JournaledController):
+            return controller.snapshot_for(message, now_s, lead_s, sequence, again)
+        return controller.snapshot()
 
     def _on_field(self, message: ActionField) -> None:
         prior, limits, epoch_sec = self._prior, self._limits, self._epoch_sec
@@ -428,7 +473,7 @@ class ImpedanceNode(LifecycleNode):
                 return Rejection(int(finding[0]), finding[1])
             return field_from_message(field, prior)
 
-        self._submit(int(message.sequence), now_s, build)
+        self._submit(message, int(message.sequence), now_s, build)
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
         controller, epoch_sec = self.controller, self._epoch_sec
@@ -439,22 +484,15 @@ class ImpedanceNode(LifecycleNode):
             self.get_logger().info("empty trajectory: braking")
             return
         self._trajectories += 1
-        sequence, n = self._trajectories, self.arm.n
+        sequence = self._trajectories
 
         def build(snapshot: Snapshot) -> Reference | Rejection:
-            q, dq, ddq = snapshot.jet
-            running = RunningReference(snapshot.last_s, q[:n], dq[:n], ddq[:n], float(q[n]))
             try:
-                reference = trajectory_reference(
-                    trajectory_from_message(message, epoch_sec), self.arm.joint_names,
-                    self.arm.config.gripper, running, sequence=sequence,
-                )
+                return reference_from_trajectory(message, snapshot, self.arm, epoch_sec, sequence)
             except TrajectoryError as error:
                 return Rejection(int(Reason.CHANNEL_MISMATCH), str(error))
-            assert reference is not BRAKE
-            return reference
 
-        self._submit(sequence, time.time() - epoch_sec, build)
+        self._submit(message, sequence, time.time() - epoch_sec, build)
 
     def _settle(self) -> None:
         """Hand what was judged meanwhile to the tick, and report it."""
@@ -469,9 +507,10 @@ class ImpedanceNode(LifecycleNode):
                 continue
             verdict = controller.commit(outcome)
             if verdict.reason == Reason.OVERTAKEN and job.attempt < JUDGEMENTS:
-                snapshot = controller.snapshot()
+                lead_s = 2.0 * job.lead_s
+                snapshot = self._snapshot(None, job.sequence, job.now_s, lead_s, job.snapshot)
                 worker.submit(replace(
-                    job, snapshot=snapshot, lead_s=2.0 * job.lead_s, attempt=job.attempt + 1))
+                    job, snapshot=snapshot, lead_s=lead_s, attempt=job.attempt + 1))
                 continue
             if verdict.reason == Reason.OVERTAKEN:
                 controller.refused_count += 1

@@ -351,11 +351,15 @@ class JournaledController(ImpedanceController):
     ) -> JournaledSnapshot:
         """Snapshot to judge ``message`` on; ``plan`` it with the same time and lead.
 
-        ``again``: the snapshot of the first attempt when its decoded reference is judged again.
+        ``again``: the snapshot of the attempt before when its reference is judged again; then
+        ``message`` is that one's.
         """
+        built_on: int | None = None
+        if isinstance(again, JournaledSnapshot):
+            message, built_on = again.message, again.built_on
         snapshot = super().snapshot()
         number = self._judgements = self._judgements + 1
-        built_on = again.built_on if isinstance(again, JournaledSnapshot) else number
+        built_on = number if built_on is None else built_on
         self.journal.note(
             EventKind.PLAN, (t_s, lead_s, number, built_on, sequence), message=message)
         return JournaledSnapshot(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,18 @@ class JournalPublisher:
     """Owns topic and thread; ``stop`` sends what is left."""
 
     def __init__(
-        self, node: Node, topic: str, journal: Journal, names: tuple[str, ...], frame_id: str
+        self, node: Node, topic: str, journal: Journal, names: tuple[str, ...], frame_id: str,
+        prepare: Callable[[], object] = lambda: None,
     ) -> None:
+        """``prepare`` runs first in the new thread (scheduling class)."""
         self._node, self._journal, self._names, self._frame_id = node, journal, names, frame_id
         self._publisher: Any = node.create_publisher(ControlJournal, topic, QOS)
-        self._stopping = False
+        self._prepare, self._stopping = prepare, False
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
+        self._prepare()
         while not self._stopping:
             self._publish(0.2)
 

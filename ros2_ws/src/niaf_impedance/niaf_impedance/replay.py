@@ -445,6 +445,7 @@ def block_from_message(message: Any) -> Block:
             np.array(values, dtype=np.float64).reshape(count, n)
             for values in (message.position, message.velocity, message.torque)
         )
+        block.mode = np.frombuffer(bytes(message.mode), dtype=np.uint8).reshape(count)
         block.events = [
             Event(e.tick, EventKind(e.kind), tuple(e.values), e.text, bytes(e.data))
             for e in message.events
@@ -452,7 +453,6 @@ def block_from_message(message: Any) -> Block:
     except ValueError as error:
         raise ReplayError(f"block {message.block} is damaged or of another version: {error}"
                           ) from error
-    block.mode = np.array(message.mode, dtype=np.uint8)
     return block
 
 

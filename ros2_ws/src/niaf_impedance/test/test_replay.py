@@ -84,7 +84,7 @@ class Desk:
         verdict = self.c.commit(plan)
         self.reasons[verdict.reason] += 1
         if verdict.reason == Reason.OVERTAKEN and lead_s < 0.02:
-            self.send(snapshot.message, now_s, sequence, 2.0 * lead_s, again=snapshot)
+            self.send(None, now_s, sequence, 2.0 * lead_s, again=snapshot)
         else:
             self.open = None
 
