@@ -134,6 +134,7 @@ class ImpedanceController:
         self.tuning = Tuning.of(arm.config)
         self._set_targets(self.tuning, config.gain_ramp_s)
         jp[k.JP_KP], jp[k.JP_KD] = jp[k.JP_KP_TARGET], jp[k.JP_KD_TARGET]
+        jp[k.JP_TORQUE] = jp[k.JP_TORQUE_TARGET]
 
     def _write_config(self) -> None:
         cf, config, gripper = self._cf, self.config, self.arm.config.gripper
@@ -404,6 +405,7 @@ class ImpedanceController:
         if self.mode == Mode.OFF:
             jp = self._jp
             jp[k.JP_KP], jp[k.JP_KD] = jp[k.JP_KP_TARGET], jp[k.JP_KD_TARGET]
+            jp[k.JP_TORQUE] = jp[k.JP_TORQUE_TARGET]
 
     def _set_targets(self, tuning: Tuning, ramp_s: float) -> None:
         jp, cf = self._jp, self._cf
@@ -418,7 +420,7 @@ class ImpedanceController:
         cf[k.CF_ERROR_CLIP] = tuning.error_clip_rad
         cf[k.CF_FRICTION_SCALE] = tuning.friction_scale
         jp[k.JP_COULOMB], jp[k.JP_VISCOUS] = tuning.coulomb_nm, tuning.viscous_nms_rad
-        jp[k.JP_TORQUE] = tuning.torque_limit_nm
+        jp[k.JP_TORQUE_TARGET] = tuning.torque_limit_nm
 
     def check_tuning(
         self, tuning: Tuning, period_s: float, velocity_filter_s: float | None = None

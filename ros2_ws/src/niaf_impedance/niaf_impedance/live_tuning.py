@@ -31,9 +31,6 @@ from niaf_impedance.robot_config import RobotConfig
 from niaf_impedance.settings import ControllerConfig, ControllerConfigError
 from niaf_impedance.tuning import Tuning
 
-#: sliders move in steps of this share of their range
-_STEPS = 1000
-
 
 def declare(node: Node, schema: tuple[ParameterSpec, ...]) -> None:
     """Declare every parameter of the schema with its range, so that rqt shows a slider."""

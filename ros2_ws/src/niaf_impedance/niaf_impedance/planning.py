@@ -111,7 +111,7 @@ def scan(
                 elif r == 2:
                     ratio = abs(ddq[i]) / limits[2, i]
                 elif r == 3:
-                    ratio = abs(torque) / jp[k.JP_TORQUE, i]
+                    ratio = abs(torque) / jp[k.JP_TORQUE_TARGET, i]
                 else:
                     ratio = abs(ref[3, i]) / limits[3, i]
                 _keep_worst(r, i, t, ratio, ratios, joints, instants)

@@ -81,7 +81,8 @@ CF_SIZE = 16
 JP_KP, JP_KD, JP_KP_TARGET, JP_KD_TARGET, JP_KP_RATE, JP_KD_RATE = 0, 1, 2, 3, 4, 5
 JP_TORQUE, JP_TORQUE_RATE, JP_DAMP, JP_COULOMB, JP_VISCOUS, JP_ARMATURE = 6, 7, 8, 9, 10, 11
 JP_VELOCITY, JP_TRACKING, JP_KD_MIN, JP_KD_MAX = 12, 13, 14, 15
-JP_ROWS = 16
+JP_TORQUE_TARGET = 16  # JP_TORQUE moves there within the torque rate
+JP_ROWS = 17
 
 ST_T = 0  # time of the last tick, s
 ST_DT = 1  # measured period, s
@@ -431,9 +432,11 @@ def tick(
             si[SI_FAULT] = F_DYNAMICS_NOT_FINITE
             si[SI_FAULT_JOINT] = i
             wish = 0.0
-        limit = jp[JP_TORQUE, i]
         before = tau[i]
         step = jp[JP_TORQUE_RATE, i] * dt_limited
+        gap = jp[JP_TORQUE_TARGET, i] - jp[JP_TORQUE, i]
+        jp[JP_TORQUE, i] += min(max(gap, -step), step)
+        limit = jp[JP_TORQUE, i]
         wish = min(max(wish, before - step), before + step)
         wish = min(max(wish, -limit), limit)
         tau[i] = wish

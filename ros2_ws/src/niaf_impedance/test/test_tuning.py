@@ -91,7 +91,23 @@ def test_friction_and_torque_limit_take_effect(holding, arm):
     far = plant.q + 0.04
     for i in range(400):
         controller.tick(0.001 * (i + 1), far, plant.dq)
-        assert (np.abs(controller.telemetry.tau) <= np.array(limits) + 1e-12).all()
+    assert (np.abs(controller.telemetry.tau) <= np.array(limits) + 1e-12).all()
+
+
+def test_a_lower_torque_limit_under_load_does_not_step_the_torque(holding, arm):
+    controller, plant = holding
+    far = plant.q + 0.09
+    for i in range(400):
+        controller.tick(0.001 * (i + 1), far, plant.dq)
+    before = controller.telemetry.tau.copy()
+    limits = tuple(0.1 * joint.torque_limit_nm for joint in arm.config.joints)
+    assert (np.abs(before) > np.array(limits)).any()
+    retune(controller, torque_limit_nm=limits)
+    for i in range(400, 900):
+        tau = controller.tick(0.001 * (i + 1), far, plant.dq)
+        assert (np.abs(tau - before) <= 1.001e-3 * arm.limits.torque_rate_nm_s).all()
+        before = tau.copy()
+    assert (np.abs(before) <= np.array(limits) + 1e-9).all()
 
 
 @pytest.mark.parametrize(
