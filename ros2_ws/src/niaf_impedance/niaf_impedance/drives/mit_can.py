@@ -143,6 +143,18 @@ class MitStatistics:
         return cls(sent, replies, missing, late, saturated, np.zeros(4, dtype=np.int64))
 
 
+def listen_to(bus: can.BusABC, ids: Iterable[int]) -> None:
+    """Let only frames of these standard ids through where driver or kernel can filter.
+
+    Without that, python-can filters in ``recv``, and there a frame that is filtered out ends a
+    ``recv(0)`` as if nothing were queued: answers behind it would count as missing. Then every
+    frame is let through, and who receives tells them apart.
+    """
+    bus.set_filters([{"can_id": i, "can_mask": 0x7FF, "extended": False} for i in sorted(ids)])
+    if not getattr(bus, "_is_filtered", False):
+        bus.set_filters(None)
+
+
 class MitCanDrive:
     """``Drive`` for MIT-mode motors. Not thread-safe: one loop owns it."""
 
@@ -178,12 +190,9 @@ class MitCanDrive:
         self._enabled = False
         self._checked: SelfCheckReport | None = None
         self.statistics = MitStatistics.zeros(n)
-        bus.set_filters(
-            [
-                {"can_id": reply, "can_mask": 0x7FF, "extended": False}
-                for reply in sorted({j.reply_id for j in joints})
-            ]
-        )
+        # A bus that hears itself (multicast) hands the commands back.
+        self._own_ids = {mit.PARAMETER_ID, *(j.motor_id for j in joints)}
+        listen_to(bus, {j.reply_id for j in joints})
 
     # ---- contract -----------------------------------------------------------------------------
 
@@ -267,19 +276,20 @@ class MitCanDrive:
         """Self-check once, then enable every motor with zero gains and torque; all or none."""
         if self._checked is None:
             self.self_check()
-        state = self.read()
+        patience_s = self.config.register_deadline_s  # no loop depends on these answers yet
+        state = self._read(patience_s)
         if not state.ok:
             raise refusal("before enabling", state, self._names)
         self._enabled = True
         with all_or_none(self.disable):
             self._special(mit.ENABLE)
-            self._collect(self.config.register_deadline_s)
+            self._collect(patience_s)
             if not self._state.ok:
                 raise refusal("after the enable frame", self._state, self._names)
             idle = DriveCommand.zeros(self._n)
             idle.q[:] = self._state.q
             self.write(idle)
-            if not self.read().ok:
+            if not self._read(patience_s).ok:
                 raise refusal("after the first command", self._state, self._names)
         return self._state
 
@@ -331,12 +341,15 @@ class MitCanDrive:
         Raises:
             DriveError: BUS_OFF or BUS_ERROR.
         """
+        return self._read(self.config.reply_deadline_s)
+
+    def _read(self, deadline_s: float) -> DriveState:
         if not self._requested:
             self._drain()
             for joint in self.config.joints:
                 self._send(self._message(mit.PARAMETER_ID, mit.request_state(joint.motor_id)))
             self._start_waiting(range(self._n))
-        self._collect(self.config.reply_deadline_s)
+        self._collect(deadline_s)
         return self._state
 
     def write(self, command: DriveCommand) -> WriteReport:
@@ -621,7 +634,7 @@ class MitCanDrive:
 
     def _take(self, message: can.Message, confirm_disabled: list[bool] | None) -> None:
         data = message.data
-        if message.is_error_frame:
+        if message.is_error_frame or message.arbitration_id in self._own_ids:
             return
         if len(data) != 8:
             self.statistics.bus[2] += 1

@@ -40,6 +40,10 @@ class EmulatedMotor:
         deaf: hears nothing either.
         drop_replies: number of replies still to be swallowed.
         damping_nms: damping after the watchdog expired, Nms/rad at the motor; 0 lets go.
+        measured_nm: torque that replies report; None: what the law asks for. For a plant with a
+            current loop of its own.
+        frames: frames heard on the motor's own id.
+        commands: command frames followed.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class EmulatedMotor:
         self.damping_nms = damping_nms
         self.zero_rad = 0.0
         self.torque_nm = 0.0
+        self.measured_nm: float | None = None
         self.frames = 0
+        self.commands = 0
         self._fed_s = math.nan
 
     def inject_status(self, status: int) -> None:
@@ -130,6 +136,7 @@ class EmulatedMotor:
                 self.status = mit.STATUS_DISABLED
         elif self.status == mit.STATUS_ENABLED:
             self.command = mit.decode_command(self.ranges, data)
+            self.commands += 1
             self._fed_s = now_s
 
     def _parameter(self, data: bytes, p: float, v: float) -> bytes | None:
@@ -148,8 +155,9 @@ class EmulatedMotor:
         return bytes(data[:4]) + mit.register_bytes(register, self.registers[register])
 
     def _state(self, p: float, v: float) -> bytes:
+        torque = self.torque_nm if self.measured_nm is None else self.measured_nm
         return mit.encode_reply(
-            self.ranges, self.joint.motor_id, self.status, p - self.zero_rad, v, self.torque_nm
+            self.ranges, self.joint.motor_id, self.status, p - self.zero_rad, v, torque
         )
 
 

@@ -1,0 +1,358 @@
+"""An arm on a bus for the node: the loop's thread and how everything else gets into it.
+
+The loop's thread is the tick thread: it alone touches controller and drive. Other threads hand it
+callables (``call``, ``post``), which it runs between two steps; it never waits for anybody.
+
+    arm = BusArm(path, controller, scheduling=lambda: request_fifo(70), on_state=publish)
+    arm.open()                    # bus, thread; states come, nothing is commanded
+    arm.activate()                # self-check, enable, hold the measured pose
+    verdict = arm.offer(now_s, reference)
+    arm.deactivate()              # braking, gravity only, motors off; states keep coming
+    arm.close()
+
+Times that come from outside (fields, ``offer``) and those of the controller are wall-clock seconds
+since ``epoch_s``. The loop runs on the monotonic clock; the difference is taken anew at every
+activation and reset, so that a clock that is set during a run does not move the arm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from niaf_field import Reference
+from niaf_impedance.admission import AdmissionVerdict, Reason
+from niaf_impedance.controller import ImpedanceController
+from niaf_impedance.drives.bus_loop import BusLoop, BusLoopError
+from niaf_impedance.drives.description import DriveDescription, load_drive_description
+from niaf_impedance.drives.interface import DriveError, DriveState, Floats, describe_faults
+from niaf_impedance.drives.mit_can import MitCanDrive
+from niaf_impedance.timing import LoopTiming
+
+T = TypeVar("T")
+
+#: (wall-clock time of the state in seconds since 1970, state): called in the loop's thread
+OnState = Callable[[float, DriveState], None]
+
+#: a plan begins this many periods after its snapshot; the second try, after it came too late
+_LEADS = (3.0, 12.0)
+#: without motors under control the state is asked for this often
+_WATCH_HZ = 50.0
+#: how long the loop's thread may take to answer; switching motors on and off takes its time
+_ANSWER_S, _SWITCHING_S = 2.0, 10.0
+
+
+class BusArm:
+    """One arm behind a bus. Every public method may be called from any thread but the loop's.
+
+    Attributes:
+        description: the drive description.
+        joints: names of all motors: the arm's joints, then the gripper's.
+        timing: lateness and duration of steps; written by the loop's thread.
+        failure: why the loop's thread ended; empty while it runs.
+    """
+
+    def __init__(
+        self,
+        description: str | Path | DriveDescription,
+        controller: ImpedanceController,
+        *,
+        epoch_s: float = 0.0,
+        on_state: OnState | None = None,
+        scheduling: Callable[[], str] | None = None,
+    ) -> None:
+        """Read the description; touches no bus.
+
+        Args:
+            description: YAML file, or what was read from it.
+            controller: what is ticked; from ``open`` to ``close`` it belongs to the loop's thread.
+            epoch_s: wall-clock second at which the controller's time is zero.
+            on_state: called after every step; must not block.
+            scheduling: called first in the loop's thread, returns what it was granted.
+
+        Raises:
+            RobotConfigError: the description cannot be used.
+        """
+        arm = controller.arm
+        if not isinstance(description, DriveDescription):
+            description = load_drive_description(description, arm.joint_names)
+        self.description = description
+        self.joints = tuple(joint.name for joint in description.drive.joints)
+        self.timing = LoopTiming(description.loop.period_s)
+        self.failure = ""
+        self.scheduling = ""
+        self._controller, self._epoch_s = controller, epoch_s
+        self._on_state, self._schedule = on_state, scheduling
+        self._damp = np.array([joint.damp_nms_rad for joint in arm.config.joints])
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._loop: BusLoop | None = None
+        self._bus: Any = None
+        self._watch_problem = "no answer yet"
+
+    # -- life -------------------------------------------------------------------------------------
+    def open(self) -> None:
+        """Connect to the bus and start the loop's thread; nothing is commanded yet.
+
+        Raises:
+            RobotConfigError: the bus cannot be opened.
+            DriveError: the configuration contradicts itself or does not fit on the bus.
+            BusLoopError: drive and arm do not fit together.
+        """
+        self._bus = self.description.open_bus()
+        try:
+            drive = MitCanDrive(self._bus, self.description.drive)
+            self._loop = BusLoop(
+                drive, self._controller, self._controller.arm.joint_names, self._damp,
+                self.description.loop, self.description.gripper,
+            )
+        except (DriveError, BusLoopError):
+            self._bus.shutdown()
+            raise
+        self._thread = threading.Thread(target=self._run, name="bus_loop", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Motors off at once if they are still on, thread and bus closed."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(_SWITCHING_S)
+            self._thread = None
+        if self._bus is not None:
+            self._bus.shutdown()
+            self._bus = None
+
+    def activate(self) -> None:
+        """Self-check, enable, hold the measured pose.
+
+        Raises:
+            DriveError, BusLoopError, ValueError: why not; the motors are off.
+        """
+        def start() -> None:
+            loop = self._need_loop()
+            loop.clock_offset_s = self._offset_s()
+            loop.start(self._controller.config.state_timeout_s)
+            self.timing.clear()
+
+        self.call(start, _SWITCHING_S)
+
+    def activation_problem(self) -> str:
+        """Why the arm cannot be taken over now; empty when it can."""
+        if self.failure:
+            return self.failure
+        if self._loop is None:
+            return "the bus is not open"
+        return self._watch_problem
+
+    def deactivate(self) -> None:
+        """Begin the ramp to gravity only; the motors are switched off at its end (``off``)."""
+        self.post(lambda: self._controller.deactivate(self._controller.last_tick_s))
+
+    @property
+    def off(self) -> bool:
+        """No motor is under control."""
+        return self._loop is None or not self._loop.enabled
+
+    # -- into the loop's thread -------------------------------------------------------------------
+    def post(self, work: Callable[[], T]) -> Future[T]:
+        """Have ``work`` done in the loop's thread before its next step; does not wait."""
+        future: Future[T] = Future()
+        self._calls.append((work, future))
+        return future
+
+    def call(self, work: Callable[[], T], timeout_s: float = _ANSWER_S) -> T:
+        """``post`` and wait for the result; what ``work`` raises is raised here.
+
+        Raises:
+            BusLoopError: the loop does not run, or did not answer in time.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            raise BusLoopError(self.failure or "the bus is not open; call open() first")
+        try:
+            return self.post(work).result(timeout_s)
+        except (FutureTimeout, CancelledError) as error:
+            raise BusLoopError(
+                self.failure or f"the bus loop did not answer within {timeout_s:g} s"
+            ) from error
+
+    def offer(self, t_s: float, reference: Reference) -> AdmissionVerdict:
+        """Judge ``reference`` in the calling thread and hand it to the loop if it is admitted.
+
+        The loop spends a copy before and a flip after; what takes long runs here. One thread only.
+        """
+        controller, period_s = self._controller, self.description.loop.period_s
+        for periods in _LEADS:
+            snapshot = self.call(controller.snapshot)
+            plan = controller.plan(snapshot, t_s, reference, periods * period_s)
+            verdict = self.call(lambda plan=plan: controller.commit(plan))  # type: ignore[misc]
+            if verdict.reason != Reason.OVERTAKEN:
+                break
+        return verdict
+
+    def reset(self) -> None:
+        """Leave DAMP or ESTOP at standstill; motors in fault are cleared and enabled again.
+
+        Raises:
+            ResetRefusedError, DriveError: why not.
+        """
+        def work() -> None:
+            loop = self._need_loop()
+            loop.clock_offset_s = self._offset_s()
+            loop.reset(time.monotonic())
+
+        self.call(work, _SWITCHING_S)
+
+    def brake(self) -> None:
+        """Slow down along the path, then hold."""
+        self.post(lambda: self._controller.brake(self._controller.last_tick_s))
+
+    def estop(self) -> None:
+        """Damp at the next step and latch."""
+        self.call(self._controller.estop)
+
+    # -- what the node publishes ------------------------------------------------------------------
+    def check_gains(self, kp: Floats, kd: Floats) -> str:
+        """Why these gains cannot be used; empty when they can.
+
+        What the motors close acts after the delay of their own loop; what stays with the host (all
+        of it with torque closing or where fall-back starts there) acts two periods later.
+        """
+        controller, period_s = self._controller, self.description.loop.period_s
+        if self._loop is None:
+            return "the bus is not open"
+        host_kp, host_kd = self._loop.host_share(np.asarray(kp), np.asarray(kd))
+        problem = controller.check_gains(kp, kd, 0.0)
+        if not problem and np.any(host_kd > 0.0):
+            problem = controller.check_gains(host_kp, host_kd, 2.0 * period_s)
+            if problem:
+                problem = (
+                    f"{problem} (what the motors do not close themselves acts two periods of "
+                    f"{period_s * 1e3:g} ms late)"
+                )
+        return problem
+
+    def diagnostics(self) -> dict[str, str]:
+        """Key-values for a diagnostic status."""
+        loop = self._loop
+        if loop is None:
+            return {"bus": "closed"}
+        figures = loop.figures
+        return {
+            "bus": " ".join(f"{key}={value}" for key, value in self.description.bus.items()),
+            "loop_rate_hz": f"{self.description.loop.rate_hz:g}",
+            "closing": loop.closing.value,
+            "fallback": loop.fell_back,
+            "drive_fault": loop.problem,
+            "motors": "silent" if loop.silent else ("on" if loop.enabled else "off"),
+            "motor_states": describe_faults(loop.state, self.joints) or "no fault",
+            "hottest_c": _hottest(loop.state, self.joints),
+            "steps": str(figures.steps),
+            "late_steps": str(figures.late_steps),
+            "worst_lateness_us": f"{figures.worst_lateness_s * 1e6:.0f}",
+            "missing_replies": str(figures.missing_replies),
+            "saturated_values": str(figures.saturated),
+            "last_saturation": figures.last_saturation,
+            "bus_errors": str(figures.bus_errors),
+            "scheduling": self.scheduling,
+        }
+
+    def warning(self) -> str:
+        """What an operator should know now; empty when all is well."""
+        loop = self._loop
+        if self.failure or loop is None:
+            return self.failure or "the bus is not open"
+        if not loop.enabled:
+            return self._watch_problem
+        return loop.problem or loop.fell_back
+
+    # -- the loop's thread ------------------------------------------------------------------------
+    def _need_loop(self) -> BusLoop:
+        if self._loop is None:
+            raise BusLoopError("the bus is not open; call open() first")
+        return self._loop
+
+    def _offset_s(self) -> float:
+        return time.time() - time.monotonic() - self._epoch_s
+
+    def _run(self) -> None:
+        try:
+            if self._schedule is not None:
+                self.scheduling = self._schedule()
+            self._steps()
+        except Exception as error:  # the motors' watchdogs act; the node must learn why
+            self.failure = f"bus loop failed: {type(error).__name__}: {error}"
+        finally:
+            loop = self._need_loop()
+            if loop.enabled:
+                try:
+                    loop.stop()
+                except DriveError as error:
+                    self.failure = self.failure or str(error)
+            for _, future in self._drain():
+                future.cancel()
+
+    def _drain(self) -> list[tuple[Callable[[], Any], Future[Any]]]:
+        taken = []
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._calls.popleft())
+        return taken
+
+    def _steps(self) -> None:
+        loop, period_s, timing = self._need_loop(), self.description.loop.period_s, self.timing
+        clock = time.monotonic
+        due_s = clock()
+        while not self._stop.is_set():
+            now_s = clock()
+            if now_s < due_s:
+                time.sleep(due_s - now_s)
+                now_s = clock()
+            was_on = loop.enabled
+            for work, future in self._drain():
+                try:
+                    future.set_result(work())
+                except Exception as error:
+                    future.set_exception(error)
+            if loop.enabled:
+                if not was_on:  # starting took many periods
+                    now_s = due_s = clock()
+                loop.step(due_s, now_s)
+                if loop.enabled:
+                    age_s = now_s - float(np.nanmin(loop.state.stamp))
+                    timing.begin(now_s, due_s, age_s)
+                    timing.end(clock())
+                self._watch_problem = ""
+                # Lost periods are not caught up: answers could not come in between.
+                due_s += period_s * max(1, math.ceil((clock() - due_s) / period_s))
+            else:
+                self._watch(loop)
+                due_s = clock() + 1.0 / _WATCH_HZ
+            if self._on_state is not None and np.isfinite(loop.state.stamp).all():
+                wall_s = time.time() - clock() + float(loop.state.stamp.min())
+                self._on_state(wall_s, loop.state)
+
+    def _watch(self, loop: BusLoop) -> None:
+        try:
+            state = loop.watch()
+        except DriveError as error:
+            self._watch_problem = str(error)
+            return
+        self._watch_problem = describe_faults(state, self.joints)
+
+
+def _hottest(state: DriveState, joints: tuple[str, ...]) -> str:
+    if np.isnan(state.temperature_c).all():
+        return ""
+    i = int(np.nanargmax(state.temperature_c))
+    return f"{state.temperature_c[i]:.0f} ({joints[i]})"
