@@ -4,6 +4,9 @@ A thread of its own runs the physics at 1 kHz against absolute deadlines: take t
 command, advance the cell one control period, publish the joint state. Everything else (services,
 parameters) is served by the main thread, and cameras render in another process.
 
+With ``arm_interface: mit_can`` the arm is reached through its motors instead: frames on a CAN bus
+take the place of effort commands and joint states (:mod:`niaf_sim.motor_bus`).
+
 All names are relative. After a reset (and at start) holding brakes keep the scene still until the
 first effort command arrives, as on an arm whose brakes open when its controller takes over.
 """
@@ -46,10 +49,14 @@ from niaf_sim.shared_snapshot import SharedSnapshot
 from niaf_sim.wire import CommandDecoder, JointStateEncoder, command_problem
 
 if TYPE_CHECKING:
+    import can
+
     from niaf_sim.cell import Cell  # at run time main() imports it, once MUJOCO_GL is settled
+    from niaf_sim.motor_bus import MotorBus
 
 ARM_JOINTS = tuple(f"panda_joint{k}" for k in range(1, 8))
 JOINT_NAMES = (*ARM_JOINTS, "panda_finger_joint1")
+EFFORT, MIT_CAN = "effort", "mit_can"
 MAIN_PRIORITY = 50
 LOOP_PRIORITY = 70
 RATE_WINDOW_S = 1.0
@@ -107,18 +114,17 @@ class SimNode(Node):
         self.failure = ""
 
         newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._joint_states = self.create_publisher(JointState, "joint_states", newest)
         self._task_state = self.create_publisher(TaskState, "sim/task_state", 1)
-        self._encoder = JointStateEncoder(JOINT_NAMES, self.frame_id)
-        arm = len(ARM_JOINTS)
-        self._effort_decoder = CommandDecoder(arm)
-        self._gripper_decoder = CommandDecoder(1)
-        self._efforts = PolledSubscription(
-            self, Float64MultiArray, "effort_controller/commands", newest
-        )
-        self._grippers = PolledSubscription(
-            self, Float64MultiArray, "gripper_controller/commands", newest
-        )
+        self._bus: can.BusABC | None = None
+        arm_interface = str(self.get_parameter("arm_interface").value)
+        if arm_interface == EFFORT:
+            self._arm: _TopicArm | _MotorArm = _TopicArm(self, cell, newest)
+        elif arm_interface == MIT_CAN:
+            self._arm = _MotorArm(*self._motors())
+        else:
+            raise ValueError(
+                f"arm_interface is {arm_interface!r}; use {EFFORT!r} or {MIT_CAN!r}"
+            )
         self._task = TaskState()
         self._task.header.frame_id = self.frame_id
         self.create_service(ResetScene, "~/reset_scene", self._on_reset_scene)
@@ -148,6 +154,14 @@ class SimNode(Node):
             "base_frame", "panda_link0", fixed(description="frame_id of joint and task states")
         )
         self.declare_parameter(
+            "arm_interface", EFFORT,
+            fixed(description=f"how the arm is reached: {EFFORT} (topics) or {MIT_CAN} (frames)"),
+        )
+        self.declare_parameter(
+            "drive_config", "",
+            fixed(description=f"drive description (YAML) for {MIT_CAN}; empty: the shipped one"),
+        )
+        self.declare_parameter(
             "viewer", False, fixed(description="open MuJoCo's viewer (needs a screen)")
         )
         ranged("camera_rate_hz", 10.0, 0.1, 60.0, "scene and wrist images per second")
@@ -157,6 +171,30 @@ class SimNode(Node):
             "max_catch_up_s", 0.05, 0.001, 1.0,
             "a loop further behind than this gives the lost time up instead of catching up",
         )
+
+    # -- motors on a bus -----------------------------------------------------------------------
+    def _motors(self) -> tuple[MotorBus, float]:
+        """Emulated motors on the bus of the drive description, and the period of their clock."""
+        from niaf_impedance.drives.description import load_drive_description
+        from niaf_impedance.robot_config import default_robot_config_path
+        from niaf_sim.motor_bus import MotorBus
+
+        chosen = str(self.get_parameter("drive_config").value)
+        description = load_drive_description(
+            chosen or default_robot_config_path("panda_mit_can"), ARM_JOINTS
+        )
+        motors = MotorBus(
+            self.cell,
+            description.drive.joints,
+            np.array(self.cell.drives.config.watchdog_damping_nms),
+            description.gripper,
+        )
+        self._bus = description.open_bus()
+        motors.attach(self._bus)
+        self.get_logger().info(
+            f"{len(description.drive.joints)} motors answer on {description.bus}"
+        )
+        return motors, self.cell.config.control_period_s
 
     # -- cameras -----------------------------------------------------------------------------
     def _start_cameras(self) -> subprocess.Popen[bytes]:
@@ -229,50 +267,15 @@ class SimNode(Node):
             self.failure = f"physics loop failed: {type(error).__name__}: {error}"
             self.get_logger().fatal(self.failure)
 
-    def _take_effort(self) -> np.ndarray | None:
-        data = self._efforts.take_newest()
-        if data is None:
-            return None
-        values = self._effort_decoder.decode(data)
-        problem = command_problem(values, len(ARM_JOINTS))
-        if problem:
-            self.figures.rejected_commands += 1
-            self.get_logger().warning(
-                f"effort command dropped: {problem} ({self.figures.rejected_commands} dropped "
-                "so far)",
-                throttle_duration_sec=2.0,
-            )
-            return None
-        self.figures.commands += 1
-        return values
-
-    def _take_gripper(self) -> float | None:
-        data = self._grippers.take_newest()
-        if data is None:
-            return None
-        values = self._gripper_decoder.decode(data)
-        problem = command_problem(values, 1)
-        if problem:
-            self.figures.rejected_commands += 1
-            self.get_logger().warning(
-                f"gripper command dropped: {problem}", throttle_duration_sec=2.0
-            )
-            return None
-        return float(values[0])
-
     def _loop(self) -> None:
-        cell, figures, encoder, shared = self.cell, self.figures, self._encoder, self._shared
+        cell, figures, shared, arm = self.cell, self.figures, self._shared, self._arm
         data = cell.data
-        finger = int(cell.model.joint(JOINT_NAMES[-1]).dofadr[0])
-        arm = len(ARM_JOINTS)
         period_ns = round(cell.config.control_period_s * 1e9)
         give_up_ns = round(float(self.get_parameter("max_catch_up_s").value) * 1e9)
         task_every = max(
             1, round(1e9 / (float(self.get_parameter("task_state_rate_hz").value) * period_ns))
         )
-        publish = self._joint_states.publish
         clock, wall = time.monotonic_ns, time.time_ns
-        braked = True
         deadline = clock() + period_ns
         window_start, window_steps, window_cpu_s = clock(), 0, thread_cpu_s()
         while not self._stop.is_set():
@@ -292,23 +295,14 @@ class SimNode(Node):
             reset = self._reset
             if reset is not None:
                 self._reset = None
-                braked |= self._apply_reset(reset)
+                self._apply_reset(reset)
                 deadline = clock()
 
-            effort = self._take_effort()
-            gripper = self._take_gripper()
-            if effort is not None:
-                braked = False
+            braked, effort, gripper = arm.take(figures)
             if not braked:
                 cell.step(effort, gripper)
             stamp_ns = wall()
-            encoder.position[:arm] = cell.q
-            encoder.velocity[:arm] = cell.dq
-            encoder.effort[:arm] = cell.torque_nm
-            encoder.position[arm] = 0.5 * cell.gripper_width_m
-            encoder.velocity[arm] = data.qvel[finger]
-            encoder.effort[arm] = 0.0
-            publish(encoder.encode(stamp_ns))
+            arm.report(stamp_ns)
             shared.write(stamp_ns, data.qpos)
 
             figures.steps += 1
@@ -326,18 +320,16 @@ class SimNode(Node):
                 figures.cpu_share = (cpu_s - window_cpu_s) / (elapsed_ns * 1e-9)
                 window_start, window_steps, window_cpu_s = now, 0, cpu_s
 
-    def _apply_reset(self, wish: _ResetRequest) -> bool:
-        """Reset in the loop's thread; True when the scene is new (and brakes hold)."""
+    def _apply_reset(self, wish: _ResetRequest) -> None:
+        """Reset in the loop's thread; when the scene is new, brakes hold it."""
         try:
             self.cell.reset(wish.seed, wish.instruction, wish.start)
         except ValueError as error:
             wish.problem = str(error)
         else:
-            self._efforts.take_newest()  # a command for the old scene must not move the new one
-            self._grippers.take_newest()
+            self._arm.close_brakes()  # a command for the old scene must not move the new one
             self.figures.overruns = 0
         wish.done.set()
-        return not wish.problem
 
     def _publish_task(self, stamp_ns: int) -> None:
         task, cell = self._task, self.cell
@@ -364,9 +356,110 @@ class SimNode(Node):
         except subprocess.TimeoutExpired:
             self._cameras.kill()
             self._cameras.wait()
+        self._arm.destroy()
+        if self._bus is not None:
+            self._bus.shutdown()
+        self.destroy_node()
+
+
+class _TopicArm:
+    """The arm as effort commands and joint states on topics."""
+
+    def __init__(self, node: SimNode, cell: Cell, newest: QoSProfile) -> None:
+        self._node, self._cell = node, cell
+        self._joint_states = node.create_publisher(JointState, "joint_states", newest)
+        self._encoder = JointStateEncoder(JOINT_NAMES, node.frame_id)
+        self._finger = int(cell.model.joint(JOINT_NAMES[-1]).dofadr[0])
+        self._effort_decoder = CommandDecoder(len(ARM_JOINTS))
+        self._gripper_decoder = CommandDecoder(1)
+        self._efforts = PolledSubscription(
+            node, Float64MultiArray, "effort_controller/commands", newest
+        )
+        self._grippers = PolledSubscription(
+            node, Float64MultiArray, "gripper_controller/commands", newest
+        )
+        self._braked = True
+
+    def take(self, figures: LoopFigures) -> tuple[bool, np.ndarray | None, float | None]:
+        """(brakes hold, newest torque command if there is one, newest hand command if any)."""
+        effort = self._take(
+            figures, self._efforts.take_newest(), self._effort_decoder, len(ARM_JOINTS), "effort"
+        )
+        gripper = self._take(
+            figures, self._grippers.take_newest(), self._gripper_decoder, 1, "gripper"
+        )
+        if effort is not None:
+            figures.commands += 1
+            self._braked = False
+        return self._braked, effort, None if gripper is None else float(gripper[0])
+
+    def _take(
+        self,
+        figures: LoopFigures,
+        data: bytes | None,
+        decoder: CommandDecoder,
+        count: int,
+        name: str,
+    ) -> np.ndarray | None:
+        if data is None:
+            return None
+        values = decoder.decode(data)
+        problem = command_problem(values, count)
+        if problem:
+            figures.rejected_commands += 1
+            self._node.get_logger().warning(
+                f"{name} command dropped: {problem} ({figures.rejected_commands} dropped so far)",
+                throttle_duration_sec=2.0,
+            )
+            return None
+        return values
+
+    def report(self, stamp_ns: int) -> None:
+        """Publish the joint state."""
+        cell, encoder, arm = self._cell, self._encoder, len(ARM_JOINTS)
+        encoder.position[:arm] = cell.q
+        encoder.velocity[:arm] = cell.dq
+        encoder.effort[:arm] = cell.torque_nm
+        encoder.position[arm] = 0.5 * cell.gripper_width_m
+        encoder.velocity[arm] = cell.data.qvel[self._finger]
+        encoder.effort[arm] = 0.0
+        self._joint_states.publish(encoder.encode(stamp_ns))
+
+    def close_brakes(self) -> None:
+        """Hold until the next effort command; what waits is dropped."""
+        self._efforts.take_newest()
+        self._grippers.take_newest()
+        self._braked = True
+
+    def destroy(self) -> None:
+        """Give the subscriptions back."""
         self._efforts.destroy()
         self._grippers.destroy()
-        self.destroy_node()
+
+
+class _MotorArm:
+    """The arm as motors that answer frames; who commands them publishes the joint states."""
+
+    def __init__(self, motors: MotorBus, period_s: float) -> None:
+        self._motors, self._period_s = motors, period_s
+
+    def take(self, figures: LoopFigures) -> tuple[bool, np.ndarray | None, float | None]:
+        """(brakes hold, what the motors ask of their current loops, opening of the hand)."""
+        self._motors.poll()
+        figures.commands = self._motors.frames
+        torque, width = self._motors.command()
+        return torque is None, torque, width
+
+    def report(self, stamp_ns: int) -> None:
+        """One period of the motors is over."""
+        self._motors.advance(self._period_s)
+
+    def close_brakes(self) -> None:
+        """Hold until every motor is commanded again."""
+        self._motors.close_brakes()
+
+    def destroy(self) -> None:
+        """Nothing is owned."""
 
 
 def main(args: list[str] | None = None) -> int:
