@@ -292,10 +292,12 @@ def test_reset_cures_what_can_be_cured_and_refuses_the_rest(running):
     with pytest.raises(DriveError):  # still silent
         running.loop.reset(running.clock.now_s)
     assert running.controller.mode is Mode.DAMP
+    assert not running.loop.enabled
     for motor in running.motors:
         motor.silent = False
-    running.step()
+    running.loop.watch()
     running.loop.reset(running.clock.now_s)
+    assert {motor.status for motor in running.motors} == {mit.STATUS_ENABLED}
     assert running.controller.mode is Mode.HOLD
     assert running.loop.problem == "" and not running.loop.silent
     torque = running.step(40)

@@ -339,7 +339,7 @@ class BusLoop:
         controller = self._controller
         if controller.mode not in (Mode.DAMP, Mode.ESTOP):
             return
-        again = self._run.silent or bool(self._state.fault.any())
+        again = not self.enabled or self._run.silent or bool(self._state.fault.any())
         if again:
             self.enabled = False
             self._drive.disable()
