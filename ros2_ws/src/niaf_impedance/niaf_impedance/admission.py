@@ -38,6 +38,7 @@ class Reason(IntEnum):
     EXHAUSTED = 106
     OUT_OF_ORDER = 107
     TOO_LONG = 108
+    BAD_TRAJECTORY = 109
     SEAM_POSITION = 110
     SEAM_VELOCITY = 111
     POSITION_LIMIT = 120
@@ -46,6 +47,7 @@ class Reason(IntEnum):
     TORQUE_LIMIT = 123
     JERK_LIMIT = 124
     WORKSPACE = 125
+    TORQUE_RATE_LIMIT = 126
     DEACTIVATING = 130
     OVERTAKEN = 131
     SUPERSEDED = 132
@@ -80,6 +82,7 @@ class AdmissionVerdict:
     torque_ratio: float = 0.0
     jerk_ratio: float = 0.0
     workspace_ratio: float = 0.0
+    torque_rate_ratio: float = 0.0
     seam_position_rad: FloatArray = field(default_factory=_empty)
     seam_velocity_rad_s: FloatArray = field(default_factory=_empty)
     seam_acceleration_rad_s2: FloatArray = field(default_factory=_empty)

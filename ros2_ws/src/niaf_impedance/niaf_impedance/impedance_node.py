@@ -490,7 +490,7 @@ class ImpedanceNode(LifecycleNode):
             try:
                 return reference_from_trajectory(message, snapshot, self.arm, epoch_sec, sequence)
             except TrajectoryError as error:
-                return Rejection(int(Reason.CHANNEL_MISMATCH), str(error))
+                return Rejection(int(Reason.BAD_TRAJECTORY), str(error))
 
         self._submit(message, sequence, time.time() - epoch_sec, build)
 

@@ -59,7 +59,7 @@ _NODE = (
 _LIVE_SETTINGS = frozenset({
     "blend_s", "blend_max_s", "gain_ramp_s", "velocity_filter_s", "slow_min_scale",
     "coulomb_speed_rad_s", "admit_velocity_ratio", "admit_acceleration_ratio",
-    "admit_torque_ratio", "tracking_error_limit_rad",
+    "admit_torque_ratio", "admit_torque_rate_ratio", "tracking_error_limit_rad",
 })
 
 # unit, minimum, maximum, description of each ControllerConfig field that is a parameter
@@ -85,6 +85,8 @@ _CONTROLLER: dict[str, tuple[str, float | None, float | None, str]] = {
     "admit_velocity_ratio": ("1", 0.1, 10.0, "Largest admitted peak velocity over limit."),
     "admit_acceleration_ratio": ("1", 0.1, 100.0, "Largest admitted peak acceleration over limit."),
     "admit_torque_ratio": ("1", 0.1, 1.0, "Largest admitted peak predicted torque over limit."),
+    "admit_torque_rate_ratio": ("1", 0.1, 100.0, "Largest admitted mean torque rate between two "
+                                "samples over its limit."),
     "seam_position_limit_rad": ("rad", 0.001, 10.0, "Largest admitted position step at a hand-over "
                                 "(the blend takes it out)."),
     "seam_velocity_limit_rad_s": ("rad/s", 0.001, 100.0, "Largest admitted velocity step at a "

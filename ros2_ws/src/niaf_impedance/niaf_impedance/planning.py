@@ -43,8 +43,8 @@ BUFFERS = 1 + k.SLOTS + 2 * 2
 #: pieces that the spline of one reference may have
 MAX_PIECES = 512
 #: rows of the scan
-POSITION, VELOCITY, ACCELERATION, TORQUE, JERK, WORKSPACE = 0, 1, 2, 3, 4, 5
-_ROWS = 6
+POSITION, VELOCITY, ACCELERATION, TORQUE, JERK, WORKSPACE, TORQUE_RATE = 0, 1, 2, 3, 4, 5, 6
+_ROWS = 7
 _REASONS = (
     Reason.POSITION_LIMIT,
     Reason.VELOCITY_LIMIT,
@@ -52,6 +52,7 @@ _REASONS = (
     Reason.TORQUE_LIMIT,
     Reason.JERK_LIMIT,
     Reason.WORKSPACE,
+    Reason.TORQUE_RATE_LIMIT,
 )
 #: between two samples a peak is taken from a parabola; this covers what the parabola leaves out
 _SAMPLING_MARGIN = 0.01
@@ -78,15 +79,16 @@ def scan(
     """Sample the commanded motion at clock instants ``times`` [K]; keep the worst ratio per limit.
 
     limits [4, n]: position min and max, acceleration, jerk (inf: not limited); tool [12] and box
-    [2, 3]: tool frame and the corners that it may not leave. ratios, joints, instants [6]: position
+    [2, 3]: tool frame and the corners that it may not leave. ratios, joints, instants [7]: position
     (distance from the middle over half the range), velocity, acceleration, inverse-dynamics torque
-    with friction, jerk, tool position (joint = axis). Between samples the peak of a parabola
+    with friction, jerk, tool position (joint = axis), mean rate of torque between two samples
+    (friction apart, which may change sign at once). Between samples the peak of a parabola
     through three of them counts. ``recent`` [2, 5, n] scratch; tmp, ref [4, n + 1], or [3, n + 1]
     to leave out jerk. A value that is not finite gives ratio inf.
     """
     n = jp.shape[1]
-    tool_at = np.zeros(3)
-    for r in range(6):
+    tool_at, before_nm = np.zeros(3), np.zeros(n)
+    for r in range(7):
         ratios[r] = 0.0
         joints[r] = -1
         instants[r] = times[0]
@@ -100,7 +102,12 @@ def scan(
         for i in range(n):
             middle = 0.5 * (limits[1, i] + limits[0, i])
             half = 0.5 * (limits[1, i] - limits[0, i])
-            torque = total[i] + jp[k.JP_ARMATURE, i] * ddq[i] + cf[k.CF_FRICTION_SCALE] * (
+            rigid = total[i] + jp[k.JP_ARMATURE, i] * ddq[i]
+            if step > 0 and t > t1:
+                rate = abs(rigid - before_nm[i]) / (t - t1)
+                _keep_worst(6, i, t, rate / jp[k.JP_TORQUE_RATE, i], ratios, joints, instants)
+            before_nm[i] = rigid
+            torque = rigid + cf[k.CF_FRICTION_SCALE] * (
                 k.friction(dq[i], jp[k.JP_COULOMB, i], jp[k.JP_VISCOUS, i],
                            cf[k.CF_COULOMB_SPEED]))
             for r in range(4 + (ref.shape[0] > 3)):
@@ -401,7 +408,7 @@ class Planner:
         outside = float(np.max(np.abs(now - middle) / half)) + 1e-9
         rest = np.array([
             config.admit_velocity_ratio, config.admit_acceleration_ratio,
-            config.admit_torque_ratio, 1.0, 1.0,
+            config.admit_torque_ratio, 1.0, 1.0, config.admit_torque_rate_ratio,
         ])
         return np.concatenate([[max(1.0, outside)], rest * (1.0 - _SAMPLING_MARGIN)])
 
@@ -422,6 +429,7 @@ class Planner:
             "torque_ratio": float(ratios[TORQUE]),
             "jerk_ratio": float(ratios[JERK]),
             "workspace_ratio": float(ratios[WORKSPACE]),
+            "torque_rate_ratio": float(ratios[TORQUE_RATE]),
             "blend_s": candidate.blend_s,
             "time_scale": candidate.scale,
         }
@@ -600,6 +608,12 @@ class Planner:
             np.linspace(begin, blended, dense, endpoint=False),
             np.linspace(blended, stop, samples - dense),
         ])
+        if self._meta[count - 1, k.META_KIND] == k.KIND_SPLINE:  # peaks lie at its knots or between
+            pieces = int(self._meta[count - 1, k.META_A])
+            knots = self.pool[self._meta[count - 1, k.META_BUFFER], : pieces + 1]
+            inside = np.concatenate([knots, 0.5 * (knots[1:] + knots[:-1])])
+            inside = inside[(inside > begin) & (inside < stop)]
+            times = np.unique(np.concatenate([times, inside]))
         ratios, instants = np.zeros(_ROWS), np.zeros(_ROWS)
         joints = np.zeros(_ROWS, dtype=np.int64)
         rows = 4 if np.isfinite(self._limits[3]).any() else 3

@@ -35,7 +35,7 @@ class ControllerConfig:
 
     feedforward: str = "full"
     coulomb_speed_rad_s: float = 0.03
-    blend_s: float = 0.10
+    blend_s: float = 0.15
     blend_max_s: float = 0.40
     brake_s: float = 0.30
     brake_max_s: float = 1.0
@@ -55,6 +55,7 @@ class ControllerConfig:
     admit_velocity_ratio: float = 1.0
     admit_acceleration_ratio: float = 3.0
     admit_torque_ratio: float = 1.0
+    admit_torque_rate_ratio: float = 1.0
     seam_position_limit_rad: float = 0.35
     seam_velocity_limit_rad_s: float = 2.0
     start_ahead_s: float = 0.5

@@ -110,6 +110,6 @@ def test_reference_that_starts_later_is_entered_when_it_starts(holding):
     for i in range(1, 201):
         controller.tick(0.001 * i, plant.q, zero)
     np.testing.assert_allclose(controller.telemetry.q_ref, plant.q, atol=1e-12)
-    for i in range(201, 310):
+    for i in range(201, 360):
         controller.tick(0.001 * i, controller.telemetry.q_ref.copy(), zero)
-    np.testing.assert_allclose(controller.telemetry.q_ref, spline.jet(0.309, 0)[0, :7], atol=1e-12)
+    np.testing.assert_allclose(controller.telemetry.q_ref, spline.jet(0.359, 0)[0, :7], atol=1e-12)

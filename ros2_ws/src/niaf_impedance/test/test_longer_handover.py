@@ -32,7 +32,7 @@ def stepping_reference(arm, step_rad):
     return spline_reference([0.0, 2.0], np.stack([goal, goal]), sequence=1, stamp_s=0.0)
 
 
-@pytest.mark.parametrize(("step_rad", "blend_s"), [(0.01, 0.1), (0.08, 0.2), (0.25, 0.4)])
+@pytest.mark.parametrize(("step_rad", "blend_s"), [(0.01, 0.15), (0.08, 0.3), (0.3, 0.4)])
 def test_a_larger_step_gets_a_longer_blend(arm, step_rad, blend_s):
     controller = controller_at_home(arm)
     verdict = controller.offer(0.004, stepping_reference(arm, step_rad))
@@ -51,7 +51,7 @@ def test_the_longer_blend_keeps_the_commanded_reference_within_the_admitted_acce
 
 
 def test_without_room_for_a_longer_blend_the_field_is_refused(arm):
-    controller = controller_at_home(arm, blend_max_s=0.1)
+    controller = controller_at_home(arm, blend_s=0.1, blend_max_s=0.1)
     verdict = controller.offer(0.004, stepping_reference(arm, 0.08))
     assert not verdict.accepted
-    assert verdict.reason == Reason.ACCELERATION_LIMIT
+    assert verdict.reason == Reason.TORQUE_RATE_LIMIT

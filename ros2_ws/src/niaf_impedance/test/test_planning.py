@@ -89,7 +89,7 @@ def test_admission_is_not_needlessly_slow(arm, wild_prior):
     verdict = controller.offer(0.0, spline)
     assert verdict.verdict == Verdict.SLOWED
     peaks = [verdict.velocity_ratio, verdict.acceleration_ratio / 3.0, verdict.torque_ratio,
-             verdict.position_ratio]
+             verdict.position_ratio, verdict.torque_rate_ratio]
     assert 0.93 < max(peaks) <= 1.0
     assert f"slowed to {verdict.time_scale:.2f}" in verdict.text
 
