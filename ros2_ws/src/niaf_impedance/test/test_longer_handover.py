@@ -54,4 +54,4 @@ def test_without_room_for_a_longer_blend_the_field_is_refused(arm):
     controller = controller_at_home(arm, blend_s=0.1, blend_max_s=0.1)
     verdict = controller.offer(0.004, stepping_reference(arm, 0.08))
     assert not verdict.accepted
-    assert verdict.reason == Reason.TORQUE_RATE_LIMIT
+    assert verdict.reason == Reason.ACCELERATION_LIMIT
