@@ -25,6 +25,8 @@ setup(
     entry_points={
         "console_scripts": [
             "impedance_node = niaf_impedance.impedance_node:main",
+            "niaf_replay = niaf_impedance.replay:main",
+            "niaf_plot_recording = niaf_impedance.plot_recording:main",
         ],
     },
 )

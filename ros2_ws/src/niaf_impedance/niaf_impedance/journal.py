@@ -74,7 +74,8 @@ class EventKind(IntEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """``tick`` counts the ticks done before it. ``message``: what a PLAN was made from.
+    """``tick`` counts the ticks done before it. ``message``: what a PLAN was made from, or the
+    ``Setup`` of a BEGIN; both become bytes and text when they are published, not in the loop.
 
     Values of PLAN: arrival time s, lead s, number of the judgement, number of the judgement on
     whose snapshot the message was decoded, sequence. Of BEGIN: nothing, or a checkpoint's state.
@@ -213,6 +214,11 @@ class Setup:
                              "the version that recorded it") from error
 
 
+def setup_of(event: Event) -> Setup:
+    """Setup of a BEGIN, from this process or from a recording; ValueError as ``from_json``."""
+    return event.message if isinstance(event.message, Setup) else Setup.from_json(event.text)
+
+
 def tuning_from_json(content: dict[str, Any]) -> Tuning:
     """Tuning from what ``asdict`` made of it, lists for tuples."""
     values: dict[str, Any] = {
@@ -259,7 +265,7 @@ class JournaledController(ImpedanceController):
         self._inside = False
         self._judgements = 0
         self._settings = 0
-        self.journal.note(EventKind.BEGIN, text=self._setup.to_json())
+        self.journal.note(EventKind.BEGIN, message=self._setup)
 
     @contextmanager
     def _outermost(self) -> Iterator[bool]:
@@ -401,7 +407,7 @@ class JournaledController(ImpedanceController):
         self.journal.hand_over()
         setup = replace(self._setup, config=self.config, tuning=self.tuning)
         values = state_values(self)
-        self.journal.note(EventKind.BEGIN, tuple(values.tolist()), setup.to_json())
+        self.journal.note(EventKind.BEGIN, tuple(values.tolist()), message=setup)
         return True
 
 

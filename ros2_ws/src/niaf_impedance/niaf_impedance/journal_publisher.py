@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 
-from niaf_impedance.journal import Block, Event, Journal
+from niaf_impedance.journal import Block, Event, Journal, Setup
 from niaf_msgs.msg import ControlJournal, JournalEvent
 
 #: the newest blocks are kept for a recorder that joins late (10 s at 1 kHz)
@@ -31,7 +31,9 @@ def _doubles(values: np.ndarray) -> array.array:
 def _event(event: Event) -> JournalEvent:
     message = JournalEvent(tick=event.tick, kind=int(event.kind), text=event.text)
     message.values = array.array("d", event.values)
-    if event.message is not None:
+    if isinstance(event.message, Setup):
+        message.text = event.message.to_json()
+    elif event.message is not None:
         kind = type(event.message)
         message.text = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
         message.data = array.array("B", serialize_message(event.message))

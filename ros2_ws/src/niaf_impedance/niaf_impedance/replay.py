@@ -35,6 +35,7 @@ from niaf_impedance.journal import (
     EventKind,
     Setup,
     restore_state,
+    setup_of,
     software,
     tuning_from_json,
 )
@@ -300,7 +301,7 @@ def replay_session(
     check_complete(blocks)
     start = first_start(blocks)
     try:
-        setup = Setup.from_json(blocks[start].events[0].text)
+        setup = setup_of(blocks[start].events[0])
         controller = build(setup)
         controller.set_tuning(setup.tuning)
         outcome = Replay(controller, setup, decode).run(blocks[start:])

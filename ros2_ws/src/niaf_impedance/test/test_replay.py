@@ -15,7 +15,7 @@ from niaf_field.codec import make_field_message, to_message
 from niaf_impedance import ControllerConfig, Fault, ImpedanceController, Mode
 from niaf_impedance.admission import Reason
 from niaf_impedance.controller import ResetRefusedError
-from niaf_impedance.journal import Block, EventKind, JournaledController, Setup
+from niaf_impedance.journal import Block, EventKind, JournaledController, Setup, setup_of
 from niaf_impedance.references import reference_from_message
 from niaf_impedance.replay import (
     ReplayError,
@@ -230,7 +230,7 @@ def test_a_restarted_controller_is_a_session_of_its_own(recorded):
 
 
 def test_the_setup_survives_its_text_and_builds_the_same_arm(recorded, arm, prior):
-    setup = Setup.from_json(recorded[0][0].events[0].text)
+    setup = setup_of(recorded[0][0].events[0])
     assert Setup.from_json(setup.to_json()) == setup
     rebuilt = build_controller(replace(setup, prior_id=""))
     np.testing.assert_array_equal(rebuilt.arm.model, arm.model)

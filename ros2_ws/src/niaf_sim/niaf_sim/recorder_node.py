@@ -38,10 +38,13 @@ DEFAULT_TOPICS = (
     "policy/status",
     "impedance/state",
     "impedance/admission",
+    "impedance/journal",
+    "impedance/joint_trajectory",
     "sim/task_state",
     "scene/image_raw",
     "wrist/image_raw",
     "/diagnostics",
+    "/parameter_events",
     "/rosout",
 )
 
@@ -133,7 +136,7 @@ class RecorderNode(Node):
                 p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers
             )
             qos = QoSProfile(
-                depth=1 if wish.rate_hz else 50,
+                depth=1 if wish.rate_hz else 100,
                 reliability=(
                     ReliabilityPolicy.RELIABLE
                     if reliable and not wish.rate_hz
