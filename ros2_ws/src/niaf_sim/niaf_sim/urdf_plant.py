@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 
 import mujoco
 import numpy as np
@@ -44,10 +45,11 @@ def drive_config(robot: RobotConfig) -> DriveConfig:
     )
 
 
-def build_model(robot: RobotConfig, timestep_s: float) -> mujoco.MjModel:
-    """MuJoCo model of ``robot``: its URDF without shapes, joints outside the arm locked.
+def build_spec(robot: RobotConfig, timestep_s: float) -> mujoco.MjSpec:
+    """``robot`` for MuJoCo: its URDF without shapes, joints outside the arm locked.
 
-    Rotor inertia and friction, which a URDF lacks, come from the robot description.
+    Rotor inertia and friction, which a URDF lacks, come from the robot description. Its payload is
+    not added: what the arm carries is the caller's to build.
     """
     root = ElementTree.parse(robot.urdf).getroot()
     for link in root.iter("link"):
@@ -70,7 +72,7 @@ def build_model(robot: RobotConfig, timestep_s: float) -> mujoco.MjModel:
         joint.damping = (config.viscous_nms_rad, 0.0, 0.0)  # linear term of a polynomial
         motor = spec.add_actuator(name=config.name, target=config.name)
         motor.trntype = mujoco.mjtTrn.mjTRN_JOINT
-    return spec.compile()
+    return spec
 
 
 def _lock(spec: mujoco.MjSpec, joint: mujoco.MjsJoint, position: float) -> None:
@@ -96,13 +98,22 @@ def _lock(spec: mujoco.MjSpec, joint: mujoco.MjsJoint, position: float) -> None:
 class UrdfPlant:
     """One arm in lock-step. ``q``, ``dq`` (float64[n]) are what its drives report."""
 
-    def __init__(self, robot: RobotConfig, control_period_s: float = 0.001) -> None:
+    def __init__(
+        self,
+        robot: RobotConfig,
+        control_period_s: float = 0.001,
+        furnish: Callable[[mujoco.MjSpec], None] | None = None,
+    ) -> None:
+        """``furnish`` may add to the model before it is compiled: a tool, things to touch."""
         self.robot = robot
         self.control_period_s = control_period_s
         drives = drive_config(robot)
         longest = min(PHYSICS_STEP_S, OBSERVER_STEP / (2.0 * math.pi * drives.observer_hz))
         self._substeps = max(1, math.ceil(control_period_s / longest - 1e-9))
-        self.model = build_model(robot, control_period_s / self._substeps)
+        spec = build_spec(robot, control_period_s / self._substeps)
+        if furnish is not None:
+            furnish(spec)
+        self.model = spec.compile()
         self.data = mujoco.MjData(self.model)
         self.drives = DriveBank(drives)
         joints = [self.model.joint(name) for name in robot.joint_names]
