@@ -335,7 +335,7 @@ def _run(
             words[W_TICKS] = words[W_MISSED] = words[W_WARNED] = words[W_TORN] = 0
             words[W_MISSES_IN_ROW_MAX] = 0
             cpu_begin = clock_ns(_CLOCK_THREAD_CPUTIME, timespec)
-            cpu[2] = woke
+            cpu[2] = deadline
         lateness = (woke - deadline) * 1e-9
         if resumed:  # the pause is not a period
             st[k.ST_T] = max(st[k.ST_T], t - 1e-9 * period)
@@ -579,8 +579,10 @@ class ControlLoop:
     def read_command(self) -> Command | None:
         """The newest command; None before the first. ``count`` tells a new one from the last."""
         values = self._read
-        if not read_cell(self._words, W_COMMAND, self._command_cell, values):
-            return None
+        while not read_cell(self._words, W_COMMAND, self._command_cell, values):
+            if self._words[W_COMMAND] == 0 or not self.running:
+                return None
+            time.sleep(1e-4)  # the loop was suspended while it wrote
         return Command(
             float(values[C_TIME]), float(values[C_STATE_TIME]), values[C_TORQUE:].copy(),
             float(values[C_GRIPPER]), int(values[C_MODE]), int(values[C_FAULT]),
