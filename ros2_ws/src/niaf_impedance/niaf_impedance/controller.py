@@ -86,7 +86,7 @@ class ImpedanceController:
         jp[k.JP_KD_MIN] = [joint.kd.minimum for joint in joints]
         jp[k.JP_KD_MAX] = [joint.kd.maximum for joint in joints]
 
-        self._planner = Planner(config, arm, prior, jp, cf)
+        self._planner = Planner(config, arm, prior, jp, cf, self._buffers_in_use)
         pool = self._pool = self._planner.pool
         self._st = np.zeros(k.ST_SIZE)
         self._si = np.zeros(k.SI_SIZE, dtype=np.int64)
@@ -112,6 +112,7 @@ class ImpedanceController:
         )
         self._number = 0
         self._planned_buffers: tuple[int, ...] = ()
+        self._settings = 0  # counts what changes under a plan: tuning and configuration
         self._committed_sequence = 0
         self._last_stamp_s = -math.inf
         self._window = (0.0, 1.0)
@@ -401,6 +402,7 @@ class ImpedanceController:
         if problem:
             raise ControllerConfigError(problem)
         self.tuning = tuning
+        self._settings += 1
         self._set_targets(tuning, self.config.gain_ramp_s)
         if self.mode == Mode.OFF:
             jp = self._jp
@@ -474,6 +476,7 @@ class ImpedanceController:
     def set_config(self, config: ControllerConfig) -> None:
         """Change settings while running; they hold from the next tick and the next plan."""
         self.config = self._planner.config = config
+        self._settings += 1
         self._write_config()
 
     # -- the tick ---------------------------------------------------------------------------------
@@ -497,7 +500,7 @@ class ImpedanceController:
             self.mode, int(si[k.SI_GENERATION]), bool(si[k.SI_DEACTIVATING]),
             float(self._st[k.ST_T]), self._committed_sequence, self._last_stamp_s, self._number,
             self._st.copy(), int(si[k.SI_COUNT]), self._meta.copy(), self._sf.copy(),
-            self._tel[: k.TEL_DDQ_REF + 1].copy(), self._planned_buffers,
+            self._tel[: k.TEL_DDQ_REF + 1].copy(), self._settings,
         )
 
     def plan(
@@ -520,30 +523,41 @@ class ImpedanceController:
         if (
             plan.generation != self._si[k.SI_GENERATION]
             or plan.number != self._number + 1
+            or plan.settings != self._settings
             or behind > 0.0
+            or not self._planner.buffers.confirm(
+                plan.serial, plan.buffers, lambda: self._put_in_mailbox(plan))
         ):
             return replace(
                 verdict, verdict=Verdict.REFUSED, reason=Reason.OVERTAKEN,
                 text="the controller went on while the reference was judged; judge it again",
             )
-        self._number = plan.number
+        if behind == 0.0:
+            k.flip(
+                self._st, self._si, self._pool, self._meta, self._sf, self._pi, self._pf,
+                self._pmeta, self._psf, self._raw, self._work, self._tmp, self._ref,
+            )
+        self.accepted_count += 1
+        return verdict
+
+    def _put_in_mailbox(self, plan: Plan) -> None:
+        """Hand the tables of an admitted plan to the tick, the flag last."""
         pi, pf = self._pi, self._pf
+        self._number = plan.number
         self._pmeta[: plan.count], self._psf[: plan.count] = plan.meta, plan.sf
         pf[k.PF_FLIP], pf[k.PF_END] = plan.flip_s, plan.end_s
         pf[k.PF_BRAKE_AT], pf[k.PF_BRAKE_T] = plan.brake_at_s, plan.brake_s
         pi[k.PI_COUNT], pi[k.PI_GENERATION] = plan.count, plan.generation
-        pi[k.PI_SEQUENCE] = verdict.sequence
+        pi[k.PI_SEQUENCE] = plan.verdict.sequence
         self._planned_buffers = plan.buffers
-        self._committed_sequence, self._last_stamp_s = verdict.sequence, plan.stamp_s
+        self._committed_sequence, self._last_stamp_s = plan.verdict.sequence, plan.stamp_s
         self._window = plan.window_s
         pi[k.PI_WAITING] = 1
-        if behind == 0.0:
-            k.flip(
-                self._st, self._si, self._pool, self._meta, self._sf, pi, pf, self._pmeta,
-                self._psf, self._raw, self._work, self._tmp, self._ref,
-            )
-        self.accepted_count += 1
-        return verdict
+
+    def _buffers_in_use(self) -> list[int]:
+        """Buffers that the tick reads now or after its flip (the waiting plan's first: a flip in
+        between only moves them into the slots)."""
+        return [*self._planned_buffers, *map(int, self._meta[:, k.META_BUFFER])]
 
     def _checked_state(self, q: FloatArray, dq: FloatArray) -> tuple[FloatArray, FloatArray]:
         pair = []

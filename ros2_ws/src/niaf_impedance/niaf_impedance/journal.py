@@ -36,7 +36,7 @@ from llvmlite import binding
 
 from niaf_field import Prior, Reference
 from niaf_impedance import tick as k
-from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
+from niaf_impedance.admission import AdmissionVerdict
 from niaf_impedance.arm_model import ArmModel
 from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.faults import Fault, Mode
@@ -166,16 +166,14 @@ class JournaledSnapshot(Snapshot):
 
     judgement: int = -1
     built_on: int = -1
-    settings: int = 0
     message: Any = None
 
 
 @dataclass(frozen=True)
 class JournaledPlan(Plan):
-    """A plan that knows its judgement and the settings it holds for."""
+    """A plan that knows its judgement."""
 
     judgement: int = -1
-    settings: int = 0
 
 
 @dataclass(frozen=True)
@@ -264,7 +262,6 @@ class JournaledController(ImpedanceController):
         )
         self._inside = False
         self._judgements = 0
-        self._settings = 0
         self.journal.note(EventKind.BEGIN, message=self._setup)
 
     @contextmanager
@@ -342,12 +339,10 @@ class JournaledController(ImpedanceController):
     # -- settings ---------------------------------------------------------------------------------
     def set_tuning(self, tuning: Tuning) -> None:
         super().set_tuning(tuning)
-        self._settings += 1
         self.journal.note(EventKind.TUNING, text=json.dumps(asdict(tuning)))
 
     def set_config(self, config: ControllerConfig) -> None:
         super().set_config(config)
-        self._settings += 1
         self.journal.note(EventKind.SETTINGS, text=json.dumps(asdict(config)))
 
     # -- new references ---------------------------------------------------------------------------
@@ -369,7 +364,7 @@ class JournaledController(ImpedanceController):
         self.journal.note(
             EventKind.PLAN, (t_s, lead_s, number, built_on, sequence), message=message)
         return JournaledSnapshot(
-            **vars(snapshot), judgement=number, built_on=built_on, settings=self._settings,
+            **vars(snapshot), judgement=number, built_on=built_on,
             message=message,
         )
 
@@ -380,21 +375,14 @@ class JournaledController(ImpedanceController):
             raise TypeError("a journaled controller judges on snapshot_for(message, ...): "
                             "without the message nobody can replay it")
         plan = super().plan(snapshot, t_s, reference, lead_s)
-        return JournaledPlan(
-            **vars(plan), judgement=snapshot.judgement, settings=snapshot.settings)
+        return JournaledPlan(**vars(plan), judgement=snapshot.judgement)
 
     def commit(self, plan: Plan) -> AdmissionVerdict:
         if not isinstance(plan, JournaledPlan):
             if plan.verdict.accepted:
                 raise TypeError("commit takes the plans of this controller")
             return super().commit(plan)  # superseded: it never came to a judgement
-        if plan.verdict.accepted and plan.settings != self._settings:
-            verdict = replace(
-                plan.verdict, verdict=Verdict.REFUSED, reason=Reason.OVERTAKEN,
-                text="settings changed while the reference was judged; judge it again",
-            )
-        else:
-            verdict = super().commit(plan)
+        verdict = super().commit(plan)
         self.journal.note(
             EventKind.COMMIT, (plan.judgement, int(verdict.verdict), int(verdict.reason)))
         return verdict

@@ -13,7 +13,7 @@ the same), then a uniform stretch of the reference in time about the seam, exact
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,6 +31,7 @@ from niaf_field import (
 from niaf_impedance import tick as k
 from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.arm_model import ArmModel
+from niaf_impedance.buffers import BufferPool
 from niaf_impedance.dynamics import WORK_COLUMNS, rnea, tool_position
 from niaf_impedance.faults import Mode
 from niaf_impedance.settings import ControllerConfig, ControllerConfigError
@@ -38,8 +39,9 @@ from niaf_impedance.settings import ControllerConfig, ControllerConfigError
 FloatArray = np.ndarray
 AnyReference = ActionField | SplineReference
 
-#: buffers: the tick's hold, three slots, and for two plans a bridge and a reference each
-BUFFERS = 1 + k.SLOTS + 2 * 2
+#: buffers: the tick's hold, three slots, and a bridge and a reference each for the plan that waits
+#: for its flip, the one that waits for its commit, and the one in hand
+BUFFERS = 1 + k.SLOTS + 3 * 2
 #: pieces that the spline of one reference may have
 MAX_PIECES = 512
 #: rows of the scan
@@ -163,7 +165,7 @@ class Snapshot:
     meta: FloatArray
     sf: FloatArray
     jet: FloatArray
-    planned_buffers: tuple[int, ...] = ()
+    settings: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ class Plan:
     meta: FloatArray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
     sf: FloatArray = field(default_factory=lambda: np.zeros((0, 4)))
     buffers: tuple[int, ...] = ()
+    serial: int = 0
+    settings: int = 0
 
     @property
     def count(self) -> int:
@@ -208,12 +212,12 @@ class _Candidate:
 class Planner:
     """Judges references and prepares hand-overs; one thread at a time may use it.
 
-    ``pool``, ``jp`` and ``cf`` are the controller's arrays (the last two are only read).
+    ``jp`` and ``cf`` are the controller's arrays (only read); ``in_use`` as in :class:`BufferPool`.
     """
 
     def __init__(
         self, config: ControllerConfig, arm: ArmModel, prior: Prior | None,
-        jp: FloatArray, cf: FloatArray,
+        jp: FloatArray, cf: FloatArray, in_use: Callable[[], Iterable[int]],
     ) -> None:
         self.config, self.arm, self.prior = config, arm, prior
         self._jp, self._cf = jp, cf
@@ -221,10 +225,8 @@ class Planner:
         self._prior_columns = None if prior is None else _columns_of_prior(prior, arm)
         spline = MAX_PIECES * (6 * (n + 1) + 1) + 1
         siren = 0 if prior is None else folded_size(prior.L, prior.H, prior.D)
-        capacity = max(spline, siren)
-        row = -(-capacity // 8) * 8  # every row starts on a cache line
-        self.pool = aligned_empty(BUFFERS * row).reshape(BUFFERS, row)
-        self.pool[:] = 0.0
+        self.buffers = BufferPool(BUFFERS, max(spline, siren), in_use)
+        self.pool = self.buffers.rows
         self._meta = np.zeros((k.SLOTS, k.META_CHANNEL + n + 1), dtype=np.int64)
         self._sf = np.zeros((k.SLOTS, 4))
         channels = n + 1 if prior is None else max(n + 1, prior.D)
@@ -295,10 +297,8 @@ class Planner:
         if not np.isfinite(jet).all():
             return refuse(Reason.NOT_FINITE, "the field is not finite at the hand-over")
 
-        in_use = {int(snapshot.meta[slot, k.META_BUFFER]) for slot in range(snapshot.count)}
-        in_use |= set(snapshot.planned_buffers) | {0}
-        free = [index for index in range(BUFFERS) if index not in in_use]
-        bridge_buffer, buffer = free[0], free[1]
+        kept = {int(snapshot.meta[slot, k.META_BUFFER]) for slot in range(snapshot.count)}
+        serial, (bridge_buffer, buffer) = self.buffers.take(2, kept)
 
         def attempt(blend: float, scale: float) -> tuple[_Candidate, int]:
             count = self._arrange(snapshot, flip, seam, blend, bridge_buffer)
@@ -368,7 +368,7 @@ class Planner:
             verdict, snapshot.number + 1, snapshot.generation, stamp,
             (chosen.start_s, chosen.end_s - chosen.start_s), flip, chosen.brake_at_s,
             chosen.brake_s, chosen.end_s, self._meta[:count].copy(), self._sf[:count].copy(),
-            (bridge_buffer, buffer),
+            (bridge_buffer, buffer), serial, snapshot.settings,
         )
 
     def _columns_of(self, reference: Reference) -> tuple[Reason, str, list[int]]:

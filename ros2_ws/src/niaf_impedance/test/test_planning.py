@@ -215,3 +215,54 @@ def test_too_many_pieces_are_refused(holding):
 def test_default_arm_has_no_jerk_limit():
     arm = ArmModel.from_yaml(default_robot_config_path())
     assert np.isinf(arm.limits.jerk_rad_s3).all()
+
+
+def reference_jets(controller, arm, t0_s, duration_s):
+    zero, jets = np.zeros(arm.n), []
+    for i in range(round(duration_s / 0.001)):
+        controller.tick(t0_s + 0.001 * (i + 1), controller.telemetry.q_ref.copy(), zero)
+        jets.append(controller.telemetry.q_ref.copy())
+    return np.array(jets)
+
+
+@pytest.mark.parametrize("others", [1, 2, 3, 6])
+def test_judging_the_next_reference_never_touches_the_one_that_was_admitted(arm, prior, others):
+    """Fields that arrive while one is judged are judged on a snapshot that does not know it."""
+    q = arm.config.home_rad
+    runs = []
+    for count in (0, others):
+        controller = ImpedanceController(ControllerConfig(), arm, prior)
+        controller.activate(0.0, q, np.zeros(arm.n))
+        controller.tick(0.001, q, np.zeros(arm.n))
+        snapshots = [controller.snapshot() for _ in range(count + 1)]
+        first = controller.plan(snapshots[0], 0.001, make_spline(q, 0.001, 1, seed=1), 0.01)
+        assert controller.commit(first).accepted
+        for i, snapshot in enumerate(snapshots[1:]):
+            late = controller.plan(snapshot, 0.002, make_spline(q, 0.002, i + 2, seed=i + 2), 0.01)
+            assert controller.commit(late).reason == Reason.OVERTAKEN
+        runs.append(reference_jets(controller, arm, 0.001, 1.2))
+    np.testing.assert_array_equal(runs[0], runs[1])
+
+
+def test_a_plan_that_lost_its_buffers_before_its_commit_is_overtaken(arm, prior):
+    q = arm.config.home_rad
+    controller = ImpedanceController(ControllerConfig(), arm, prior)
+    controller.activate(0.0, q, np.zeros(arm.n))
+    controller.tick(0.001, q, np.zeros(arm.n))
+    snapshot = controller.snapshot()
+    plans = [
+        controller.plan(snapshot, 0.001, make_spline(q, 0.001, 1 + i, seed=i), 0.01)
+        for i in range(8)
+    ]
+    verdicts = [controller.commit(plan) for plan in plans]
+    assert verdicts[0].reason == Reason.OVERTAKEN
+    assert sum(verdict.accepted for verdict in verdicts) == 1
+
+
+def test_a_plan_judged_under_other_limits_is_overtaken(holding, prior):
+    controller, plant = holding
+    field = make_field(prior, plant.q, plant.time_s, 1, strength=0.1)
+    plan = controller.plan(controller.snapshot(), plant.time_s, field, lead_s=0.01)
+    controller.set_tuning(dataclasses.replace(controller.tuning, torque_limit_nm=tuple(
+        0.5 * limit for limit in controller.tuning.torque_limit_nm)))
+    assert controller.commit(plan).reason == Reason.OVERTAKEN
