@@ -37,7 +37,9 @@ from niaf_impedance.drives.bus_loop import BusLoop, BusLoopError
 from niaf_impedance.drives.description import DriveDescription, load_drive_description
 from niaf_impedance.drives.interface import DriveError, DriveState, Floats, describe_faults
 from niaf_impedance.drives.mit_can import MitCanDrive
+from niaf_impedance.settings import ControllerConfig
 from niaf_impedance.timing import LoopTiming
+from niaf_impedance.tuning import Tuning
 
 T = TypeVar("T")
 
@@ -222,6 +224,24 @@ class BusArm:
         self.call(self._controller.estop)
 
     # -- what the node publishes ------------------------------------------------------------------
+    @property
+    def rate_hz(self) -> float:
+        """Steps of the loop per second."""
+        return self.description.loop.rate_hz
+
+    def check_tuning(self, tuning: Tuning, config: ControllerConfig) -> str:
+        """Why this tuning cannot be used over this bus; empty when it can."""
+        problem = tuning.outside_ranges(self._controller.arm.config)
+        if problem:
+            return problem
+        if tuning.damping_ratio > 0.0:
+            return (
+                f"damping_ratio is {tuning.damping_ratio:g}: damping that follows the inertia is "
+                "not handed to motors on a bus; set it to 0 and set gains.<joint>.kd"
+            )
+        kp = np.asarray(tuning.effective_kp(self._controller.arm.config))
+        return self.check_gains(kp, np.asarray(tuning.kd))
+
     def check_gains(self, kp: Floats, kd: Floats) -> str:
         """Why these gains cannot be used; empty when they can.
 

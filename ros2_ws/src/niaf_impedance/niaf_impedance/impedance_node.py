@@ -1,13 +1,15 @@
 """Lifecycle node around the impedance controller: wiring only.
 
-The tick runs in the callback of ``joint_states``: over a topic an event-driven tick has the
-freshest state. New references are judged in a second thread (``admission_worker``) on a snapshot;
-everything else runs in the first, so that nothing needs a lock.
+The arm is either behind topics (``topic_arm``: the tick runs in the callback of ``joint_states``)
+or behind a bus of motor drives (``bus_wiring``: the tick runs in a thread of its own). What touches
+the controller goes through ``call`` of either. New references are judged in one more thread
+(``admission_worker``) on a snapshot.
 """
 
 from __future__ import annotations
 
 import array
+import functools
 import math
 import signal
 import sys
@@ -29,7 +31,6 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.timer import Timer
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
@@ -38,11 +39,14 @@ from niaf_field.codec import FieldLimits, diagnose_field, field_from_message, fr
 from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.admission_worker import AdmissionWorker, Job, Judged, Rejection
 from niaf_impedance.arm_model import ArmModel, ArmModelError
+from niaf_impedance.bus_wiring import BusArm
 from niaf_impedance.controller import (
     ControllerConfigError,
     ImpedanceController,
     ResetRefusedError,
 )
+from niaf_impedance.drives.bus_loop import BusLoopError
+from niaf_impedance.drives.interface import DriveError, DriveState
 from niaf_impedance.faults import Fault, Mode, describe
 from niaf_impedance.journal import JournaledController
 from niaf_impedance.journal_publisher import JournalPublisher
@@ -62,21 +66,23 @@ from niaf_impedance.robot_config import (
     load_robot_config,
 )
 from niaf_impedance.settings import ControllerConfig
-from niaf_impedance.timing import LoopTiming, Percentiles
+from niaf_impedance.timing import Percentiles
+from niaf_impedance.topic_arm import TopicArm
 from niaf_impedance.trajectory import TrajectoryError
 from niaf_impedance.tuning import Tuning
 from niaf_impedance.warm_up import warm_up
-from niaf_impedance.wire import Float64ArrayEncoder, JointStateDecoder, JointStateError
 from niaf_msgs.msg import ActionField, AdmissionReport, ImpedanceState
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 #: lateness beyond which the timing diagnostics warn and raise an error, in periods
 WARN_PERIODS, ERROR_PERIODS = 1.0, 5.0
-WATCHDOG_PERIOD_S = 0.005
+SETTLE_PERIOD_S = 0.005
 SHUTDOWN_S = 1.5
 #: how often a reference is judged again when the loop went on past its hand-over meanwhile
 JUDGEMENTS = 3
+#: why an arm refuses what it was asked for
+REFUSALS = (ResetRefusedError, ValueError, DriveError, BusLoopError)
 #: how often the journal is sent on though its block is not full, and its least time to checkpoints
 JOURNAL_FLUSH_S, JOURNAL_CHECKPOINT_S = 1.0, 5.0
 
@@ -116,8 +122,9 @@ class ImpedanceNode(LifecycleNode):
         robot = load_robot_config(chosen or default_robot_config_path())
         self.arm = ArmModel(robot)
         self.controller: ImpedanceController | None = None
-        self._tuning = LiveTuning(self, robot, self._apply_tuning)
+        self._tuning = LiveTuning(self, robot, self._check_tuning, self._apply_tuning)
         self._worker: AdmissionWorker | None = None
+        self._link: TopicArm | BusArm | None = None
         self._journal: JournalPublisher | None = None
         self._checkpoint_due_s = 0.0
         self._trajectories = 0
@@ -130,7 +137,7 @@ class ImpedanceNode(LifecycleNode):
         self._lifecycle_active = False
         self._autostart_timer: Timer | None = None
         self._autostart_waiting = False
-        self._clear_input()
+        self._last_fault, self._last_mode = Fault.NONE, Mode.OFF
         if self.get_parameter("autostart").value:
             self._autostart_timer = self.create_timer(0.1, self._autostart, clock=_steady())
 
@@ -139,11 +146,19 @@ class ImpedanceNode(LifecycleNode):
         return self.get_parameter(name).value
 
     def _apply_tuning(self, tuning: Tuning, config: ControllerConfig) -> None:
-        assert self.controller is not None
-        self.controller.set_config(config)
-        self.controller.set_tuning(tuning)
-        rate = float(self._value("control_rate_hz"))
-        self._state_every = max(1, round(rate / float(self._value("state_rate_hz"))))
+        controller, link = self.controller, self._link
+        assert controller is not None
+        assert link is not None
+
+        def apply() -> None:
+            controller.set_config(config)
+            controller.set_tuning(tuning)
+
+        link.call(apply)
+        self._state_every = max(1, round(link.rate_hz / float(self._value("state_rate_hz"))))
+
+    def _check_tuning(self, tuning: Tuning, config: ControllerConfig) -> str:
+        return "not configured" if self._link is None else self._link.check_tuning(tuning, config)
 
     # -- lifecycle -------------------------------------------------------------------------------
     def _autostart(self) -> None:
@@ -173,19 +188,22 @@ class ImpedanceNode(LifecycleNode):
             self._prior = load_prior(file)
             _, config = self._tuning.values()
             controller = self._make_controller(config, file)
-            self._tuning.start(controller)
             warm_up(controller)
             # Its last collection takes about 0.1 s: here, and not where states already stream in.
             quiet_interpreter()
-        except (StartError, FieldError, ControllerConfigError, OSError) as error:
-            self._tuning.controller = None
+            self._link = self._make_link(controller)
+            self._tuning.start(controller)
+        except (
+            StartError, FieldError, ControllerConfigError, RobotConfigError, DriveError,
+            BusLoopError, OSError,
+        ) as error:
+            self._release()
             self.get_logger().error(f"cannot configure: {error}")
             return FAILURE
         self._limits = FieldLimits(
             max_age_s=float(self._value("field_max_age_s")),
             max_future_s=float(self._value("field_max_future_s")),
         )
-        self._clear_input()
         self._worker = AdmissionWorker(controller.plan, self._calm_worker)
         self._create_entities(controller)
         self.controller = controller
@@ -204,31 +222,34 @@ class ImpedanceNode(LifecycleNode):
             prior_file=str(file.resolve()),
         )
 
-    def _create_entities(self, controller: ImpedanceController) -> None:
-        n = self.arm.n
-        gripper = self.arm.config.gripper
-        self._decoder = JointStateDecoder(
-            self.arm.joint_names,
-            gripper.joint if gripper else "",
-            gripper.width_scale if gripper else 1.0,
-        )
-        self._timing = LoopTiming(1.0 / float(self._value("control_rate_hz")))
-        rate = float(self._value("control_rate_hz"))
-        self._state_every = max(1, round(rate / float(self._value("state_rate_hz"))))
-        self._gripper_every = max(1, round(rate / float(self._value("gripper_rate_hz"))))
-        self._effort = Float64ArrayEncoder(n)
-        self._width = Float64ArrayEncoder(1)
-        self._effort_publisher = self.create_publisher(
-            Float64MultiArray, "effort_controller/commands", _NEWEST)
-        self._gripper_publisher = self.create_publisher(
-            Float64MultiArray, "gripper_controller/commands", _NEWEST)
+    def _make_link(self, controller: ImpedanceController) -> TopicArm | BusArm:
+        self._message, self._views = _state_message(self.arm, controller)
         self._state_publisher = self.create_publisher(ImpedanceState, "~/state", 10)
+        self._writers.append(self._state_publisher)
+        if self._value("arm_interface") == "effort":
+            link: TopicArm | BusArm = TopicArm(
+                self, controller, epoch_sec=self._epoch_sec,
+                rate_hz=float(self._value("control_rate_hz")),
+                gripper_rate_hz=float(self._value("gripper_rate_hz")),
+                max_future_s=float(self._value("field_max_future_s")), on_tick=self._on_tick,
+            )
+        else:
+            self._joint_publisher = self.create_publisher(JointState, "joint_states", _NEWEST)
+            self._writers.append(self._joint_publisher)
+            file = str(self._value("drive_config"))
+            link = BusArm(
+                file or default_robot_config_path("panda_mit_can"), controller,
+                epoch_s=float(self._epoch_sec), on_state=self._on_bus_state,
+                scheduling=lambda: request_fifo(int(self._value("realtime_priority"))),
+            )
+            link.open()
+        self._state_every = max(1, round(link.rate_hz / float(self._value("state_rate_hz"))))
+        return link
+
+    def _create_entities(self, controller: ImpedanceController) -> None:
         self._admission_publisher = self.create_publisher(AdmissionReport, "~/admission", 10)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._writers = [
-            self._effort_publisher, self._gripper_publisher, self._state_publisher,
-            self._admission_publisher, self._diagnostics_publisher,
-        ]
+        self._writers += [self._admission_publisher, self._diagnostics_publisher]
         self._servers = [
             self.create_service(Trigger, "~/estop", self._on_estop),
             self.create_service(Trigger, "~/reset", self._on_reset),
@@ -239,14 +260,11 @@ class ImpedanceNode(LifecycleNode):
                 ActionField, "action_field", self._on_field, _RELIABLE_NEWEST),
             self.create_subscription(
                 JointTrajectory, "~/joint_trajectory", self._on_trajectory, _RELIABLE_NEWEST),
-            self.create_subscription(
-                JointState, "joint_states", self._on_joint_state, _NEWEST, raw=True),
         ]
         self._loop_timers = [
-            self.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=_steady()),
+            self.create_timer(SETTLE_PERIOD_S, self._beat, clock=_steady()),
             self.create_timer(1.0, self._publish_diagnostics, clock=_steady()),
         ]
-        self._message, self._views = _state_message(self.arm, controller)
         if isinstance(controller, JournaledController):
             self._journal = JournalPublisher(
                 self, "~/journal", controller.journal, self.arm.joint_names,
@@ -261,15 +279,12 @@ class ImpedanceNode(LifecycleNode):
             self.get_logger().error(f"cannot activate: {problem}")
             return FAILURE
         assert self.controller is not None
-        decoder = self._decoder
+        assert self._link is not None
         try:
-            self.controller.activate(
-                self._newest_s, decoder.q, decoder.dq, gripper_m=decoder.gripper_m
-            )
-        except ValueError as error:
+            self._link.activate()
+        except REFUSALS as error:
             self.get_logger().error(f"cannot activate: {error}")
             return FAILURE
-        self._timing.clear()
         self._last_fault = Fault.NONE
         self._last_mode = self.controller.mode
         self._lifecycle_active = True
@@ -278,22 +293,12 @@ class ImpedanceNode(LifecycleNode):
 
     def _activation_problem(self) -> str:
         """Why the arm cannot be taken over now; empty when it can."""
-        if self.controller is None:
-            return "not configured"
-        if self._input_problem:
-            return self._input_problem
-        age = time.monotonic() - self._received_s
-        if age > self.controller.config.state_timeout_s:
-            topic = self.resolve_topic_name("joint_states")
-            if self._received_s == -math.inf:
-                return f"no message on {topic} yet; is the arm's driver running?"
-            return f"the newest message on {topic} is {age:.3f} s old"
-        return ""
+        return "not configured" if self._link is None else self._link.activation_problem()
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         # The ramp to gravity only goes on in the tick until the mode is OFF.
-        assert self.controller is not None
-        self.controller.deactivate(self.controller.last_tick_s)
+        assert self._link is not None
+        self._link.deactivate()
         self._lifecycle_active = False
         self.get_logger().info("deactivating: braking, then gravity only, then silent")
         return super().on_deactivate(state)
@@ -308,6 +313,9 @@ class ImpedanceNode(LifecycleNode):
 
     def _release(self) -> None:
         self.controller = self._tuning.controller = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
@@ -327,9 +335,11 @@ class ImpedanceNode(LifecycleNode):
         controller, now_s = self.controller, time.monotonic()
         if not isinstance(controller, JournaledController):
             return
-        if now_s >= self._checkpoint_due_s and controller.checkpoint():
+        link = self._link
+        assert link is not None
+        if now_s >= self._checkpoint_due_s and link.call(controller.checkpoint):
             self._checkpoint_due_s = now_s + JOURNAL_CHECKPOINT_S
-        controller.journal.hand_over()
+        link.call(controller.journal.hand_over)
 
     def _end_journal(self) -> None:
         if self._journal is not None:
@@ -337,96 +347,43 @@ class ImpedanceNode(LifecycleNode):
             self._journal = None
 
     def destroy_node(self) -> None:
-        """As every node's; what the journal still holds is sent first."""
+        """As every node's; motors off and what the journal still holds sent first."""
+        if isinstance(self._link, BusArm):
+            self._link.close()
         self._end_journal()
         super().destroy_node()
 
-    # -- measured state and tick -----------------------------------------------------------------
-    def _clear_input(self) -> None:
-        self._received_s = -math.inf
-        self._newest_s = -math.inf
-        self._input_problem = ""
-        self._rejected_states = 0
-        self._last_fault = Fault.NONE
-        self._last_mode = Mode.OFF
-
-    def _refuse_state(self, problem: str) -> None:
-        self._rejected_states += 1
-        self._input_problem = problem
-        self.get_logger().error(
-            f"joint state refused: {problem} ({self._rejected_states} so far)",
-            throttle_duration_sec=2.0,
-        )
-
-    def _on_joint_state(self, data: bytes) -> None:
-        controller = self.controller
-        if controller is None:
-            return
-        decoder = self._decoder
-        began_s = time.monotonic()
-        try:
-            decoder.decode(data)
-        except JointStateError as error:
-            self._refuse_state(str(error))
-            return
-        sec, nanosec = decoder.stamp
-        stamp_s = (sec - self._epoch_sec) + nanosec * 1e-9
-        age_s = (time.time() - self._epoch_sec) - stamp_s
-        if age_s < -float(self._limits.max_future_s):
-            self._refuse_state(f"its stamp lies {-age_s:.3f} s ahead of this clock; synchronise")
-            return
-        if age_s > controller.config.state_timeout_s:
-            self._refuse_state(
-                f"it was measured {age_s:.3f} s ago (state_timeout_s is "
-                f"{controller.config.state_timeout_s:g}); synchronise the clocks or relieve the CPU"
-            )
-            return
-        if stamp_s <= self._newest_s:
-            if stamp_s == self._newest_s or self._newest_s - stamp_s < 1.0:
-                self._rejected_states += 1  # duplicate or out of order: the watchdog sees silence
-                return
-            # the clock was set back: a running arm damps (silence), then ~/reset starts anew
-            if controller.mode not in (Mode.OFF, Mode.DAMP, Mode.ESTOP):
-                self._refuse_state("its stamp lies more than a second before the one before")
-                return
-        self._newest_s = stamp_s
-        self._received_s = began_s
-        self._input_problem = ""
-        if controller.mode == Mode.OFF:
-            return
-        timing = self._timing
-        timing.begin(began_s, stamp_s, age_s)
-        self._effort.values[:] = controller.tick(stamp_s, decoder.q, decoder.dq)
-        if controller.off:  # deactivation has just ended: fall silent
-            self.get_logger().info("off: no torque is commanded")
-            return
-        self._effort_publisher.publish(self._effort.encode())
-        ticks = timing.ticks
-        if ticks % self._gripper_every == 0:
-            self._width.values[0] = controller.gripper_m
-            self._gripper_publisher.publish(self._width.encode())
-        if ticks % self._state_every == 0:
+    # -- after every tick ------------------------------------------------------------------------
+    def _on_tick(self, sec: int, nanosec: int, age_s: float) -> None:
+        assert self._link is not None
+        if self._link.timing.ticks % self._state_every == 0:
             self._publish_state(sec, nanosec, age_s)
             self._report_changes()
-        timing.end(time.monotonic())
         self._settle()
 
-    def _watch(self) -> None:
-        """Silence of joint_states is the one fault that the tick cannot see."""
-        controller = self.controller
-        if controller is None:
-            return
+    def _beat(self) -> None:
+        """What must go on when no ticks come, or when they come in another thread."""
+        self._report_changes()
         self._settle()
-        if controller.mode == Mode.OFF:
+
+    def _on_bus_state(self, wall_s: float, state: DriveState) -> None:
+        """In the bus loop's thread, after each of its steps."""
+        link = self._link
+        if not isinstance(link, BusArm):  # states before ``open`` has returned
             return
-        if controller.note_state_age(time.monotonic() - self._received_s):
-            self._effort.values[:] = controller.telemetry.tau
-            self._effort_publisher.publish(self._effort.encode())
-            self._report_changes()
+        sec, nanosec = divmod(int(wall_s * 1e9), 1_000_000_000)
+        message = JointState(name=list(link.joints))
+        message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
+        message.position, message.velocity = state.q.tolist(), state.dq.tolist()
+        message.effort = state.tau.tolist()
+        self._joint_publisher.publish(message)
+        if not link.off and link.timing.ticks % self._state_every == 0:
+            self._publish_state(sec, nanosec, time.time() - wall_s)
 
     def _report_changes(self) -> None:
         controller = self.controller
-        assert controller is not None
+        if controller is None:
+            return
         fault, mode = controller.fault, controller.mode
         if fault != self._last_fault and fault != Fault.NONE:
             where = f" ({controller.fault_joint})" if controller.fault_joint else ""
@@ -446,7 +403,8 @@ class ImpedanceNode(LifecycleNode):
     ) -> None:
         worker = self._worker
         assert worker is not None
-        lead_s = float(self._value("handover_lead_s"))
+        assert self._link is not None
+        lead_s = float(self._value("handover_lead_s")) + 2.0 * self._link.timing.period_s
         snapshot = self._snapshot(message, sequence, now_s, lead_s)
         worker.submit(Job(sequence, snapshot, now_s, lead_s, lambda: build(snapshot)))
 
@@ -454,11 +412,13 @@ class ImpedanceNode(LifecycleNode):
         self, message: Any, sequence: int, now_s: float, lead_s: float,
         again: Snapshot | None = None,
     ) -> Snapshot:
-        controller = self.controller
+        controller, link = self.controller, self._link
         assert controller is not None
+        assert link is not None
         if isinstance(controller, JournaledController):
-            return controller.snapshot_for(message, now_s, lead_s, sequence, again)
-        return controller.snapshot()
+            return link.call(
+                lambda: controller.snapshot_for(message, now_s, lead_s, sequence, again))
+        return link.call(controller.snapshot)
 
     def _on_field(self, message: ActionField) -> None:
         prior, limits, epoch_sec = self._prior, self._limits, self._epoch_sec
@@ -480,7 +440,8 @@ class ImpedanceNode(LifecycleNode):
         if controller is None:
             return
         if not message.points:
-            controller.brake(controller.last_tick_s)
+            assert self._link is not None
+            self._link.brake()
             self.get_logger().info("empty trajectory: braking")
             return
         self._trajectories += 1
@@ -496,8 +457,8 @@ class ImpedanceNode(LifecycleNode):
 
     def _settle(self) -> None:
         """Hand what was judged meanwhile to the tick, and report it."""
-        worker, controller = self._worker, self.controller
-        if worker is None or controller is None:
+        worker, controller, link = self._worker, self.controller, self._link
+        if worker is None or controller is None or link is None:
             return
         for judged in worker.finished():
             job, outcome = judged.job, judged.outcome
@@ -505,7 +466,7 @@ class ImpedanceNode(LifecycleNode):
                 controller.refused_count += 1
                 self._report(judged, None)
                 continue
-            verdict = controller.commit(outcome)
+            verdict = link.call(functools.partial(controller.commit, outcome))
             if verdict.reason == Reason.OVERTAKEN and job.attempt < JUDGEMENTS:
                 lead_s = 2.0 * job.lead_s
                 snapshot = self._snapshot(None, job.sequence, job.now_s, lead_s, job.snapshot)
@@ -538,23 +499,26 @@ class ImpedanceNode(LifecycleNode):
 
     # -- services --------------------------------------------------------------------------------
     def _on_estop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        controller = self.controller
-        response.success = controller is not None and controller.mode != Mode.OFF
-        if controller is not None and response.success:
-            controller.estop()
-            response.message = "damping; ~/reset at standstill to go on"
-            self._report_changes()
-        else:
-            response.message = "the controller is off: no torque is commanded"
+        controller, link = self.controller, self._link
+        response.success = False
+        response.message = "the controller is off: no torque is commanded"
+        if controller is None or link is None or controller.mode == Mode.OFF:
+            return response
+        try:
+            link.estop()
+        except BusLoopError as error:  # the loop is dead: the motors' own watchdogs damp
+            response.message = str(error)
+            return response
+        response.success, response.message = True, "damping; ~/reset at standstill to go on"
+        self._report_changes()
         return response
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        controller = self.controller
-        problem = "not active" if controller is None else self._activation_problem()
-        if controller is not None and not problem:
+        problem = self._activation_problem()
+        if self._link is not None and not problem:
             try:
-                controller.reset(self._newest_s)
-            except (ResetRefusedError, ValueError) as error:
+                self._link.reset()
+            except REFUSALS as error:
                 problem = str(error)
         response.success, response.message = not problem, problem or "holding the measured pose"
         if not problem:
@@ -562,18 +526,23 @@ class ImpedanceNode(LifecycleNode):
         return response
 
     def _on_brake(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        controller = self.controller
-        if controller is None or controller.mode in (Mode.OFF, Mode.DAMP, Mode.ESTOP):
+        controller, link = self.controller, self._link
+        if (
+            controller is None or link is None
+            or controller.mode in (Mode.OFF, Mode.DAMP, Mode.ESTOP)
+        ):
             response.success, response.message = False, "no motion to brake"
         else:
-            controller.brake(controller.last_tick_s)
+            link.brake()
             response.success, response.message = True, "braking along the path, then holding"
         return response
 
     # -- published figures -----------------------------------------------------------------------
     def _publish_state(self, sec: int, nanosec: int, age_s: float) -> None:
-        controller, message, timing = self.controller, self._message, self._timing
-        assert controller is not None
+        controller, message, link = self.controller, self._message, self._link
+        if controller is None or link is None:
+            return
+        timing = link.timing
         for view, source in self._views:
             view[:] = source
         message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
@@ -602,17 +571,17 @@ class ImpedanceNode(LifecycleNode):
         self._state_publisher.publish(message)
 
     def _publish_diagnostics(self) -> None:
-        controller = self.controller
-        if controller is None:
+        controller, link = self.controller, self._link
+        if controller is None or link is None:
             return
-        timing = self._timing
+        timing = link.timing
         mode, fault = controller.mode, controller.fault
         who = self.get_fully_qualified_name().strip("/")
         stop = DiagnosticStatus(name=f"{who}: stop ladder", hardware_id=self._hardware)
         stop.level = DiagnosticStatus.ERROR if fault != Fault.NONE else DiagnosticStatus.OK
         stop.message = describe(fault) or mode.name
-        if fault == Fault.NONE and self._input_problem:
-            stop.level, stop.message = DiagnosticStatus.WARN, self._input_problem
+        if fault == Fault.NONE and link.warning():
+            stop.level, stop.message = DiagnosticStatus.WARN, link.warning()
         stop.values = _key_values({
             "mode": mode.name,
             "fault": int(fault),
@@ -620,7 +589,6 @@ class ImpedanceNode(LifecycleNode):
             "field sequence": controller.sequence,
             "fields accepted": controller.accepted_count,
             "fields refused": controller.refused_count,
-            "joint states rejected": self._rejected_states,
         })
         interval = timing.interval.percentiles()
         loop = DiagnosticStatus(name=f"{who}: loop", hardware_id=self._hardware)
@@ -643,7 +611,15 @@ class ImpedanceNode(LifecycleNode):
             "scheduling": self._scheduling,
         })
         timing.window_ticks = 0
-        message = DiagnosticArray(status=[stop, loop])
+        drives = DiagnosticStatus(name=f"{who}: drives", hardware_id=self._hardware)
+        drives.level = DiagnosticStatus.OK
+        drives.message = link.warning() or str(self._value("arm_interface"))
+        if link.warning():
+            drives.level = DiagnosticStatus.WARN
+        if fault in (Fault.DRIVE_FAULT, Fault.DRIVE_SILENT, Fault.BUS_OFF):
+            drives.level = DiagnosticStatus.ERROR
+        drives.values = _key_values(link.diagnostics())
+        message = DiagnosticArray(status=[stop, loop, drives])
         seconds, nanosec = divmod(time.time_ns(), 1_000_000_000)
         message.header.stamp.sec, message.header.stamp.nanosec = seconds, nanosec
         self._diagnostics_publisher.publish(message)
@@ -656,13 +632,13 @@ class ImpedanceNode(LifecycleNode):
     def begin_shutdown(self) -> None:
         """Start the ramp to gravity only (the caller keeps spinning until ``quiet``)."""
         self._end_autostart()
-        if self.controller is not None:
-            self.controller.deactivate(self.controller.last_tick_s)
+        if self._link is not None:
+            self._link.deactivate()
 
     @property
     def quiet(self) -> bool:
         """No torque is commanded any more."""
-        return self.controller is None or self.controller.mode == Mode.OFF
+        return self._link is None or self._link.off
 
 
 def _steady() -> Clock:

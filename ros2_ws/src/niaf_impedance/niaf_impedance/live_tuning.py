@@ -56,17 +56,18 @@ def declare(node: Node, schema: tuple[ParameterSpec, ...]) -> None:
 class LiveTuning:
     """Parameters, ``~/revert_gains`` and ``~/save_gains`` of one node.
 
-    A set is judged as a whole, against the ranges and the sampled-data bound, and refused with the
-    reason as its result; ``apply`` is called with tuning and settings once a set was accepted.
+    A set is judged as a whole by ``check`` (ranges, sampled-data bound) and refused with the reason
+    as its result; ``apply`` is called with tuning and settings once a set was accepted.
     """
 
     def __init__(
         self,
         node: Node,
         robot: RobotConfig,
+        check: Callable[[Tuning, ControllerConfig], str],
         apply: Callable[[Tuning, ControllerConfig], None],
     ) -> None:
-        self._node, self._robot, self._apply = node, robot, apply
+        self._node, self._robot, self._check, self._apply = node, robot, check, apply
         self._names = [spec.name for spec in tuning_schema(robot)]
         self._settings = [spec.name for spec in node_schema()]
         declare(node, tuning_schema(robot))
@@ -84,7 +85,7 @@ class LiveTuning:
     def start(self, controller: ImpedanceController) -> None:
         """Give the configured values to a new controller; ControllerConfigError when they clash."""
         tuning, config = self.values()
-        problem = controller.check_tuning(tuning, self._period_s(), config.velocity_filter_s)
+        problem = self._check(tuning, config)
         if problem:
             raise ControllerConfigError(problem)
         controller.set_tuning(tuning)
@@ -98,9 +99,6 @@ class LiveTuning:
         known |= {name: value for name, value in (changed or {}).items() if name in known}
         return tuning_from(known, self._robot), controller_settings(known)
 
-    def _period_s(self) -> float:
-        return 1.0 / float(self._node.get_parameter("control_rate_hz").value)
-
     # -- changes -----------------------------------------------------------------------------------
     def _ours(self, changed: list[Parameter]) -> dict[str, Any]:
         known = {*self._names, *self._settings}
@@ -112,8 +110,7 @@ class LiveTuning:
             return SetParametersResult(successful=True)
         try:
             tuning, config = self.values(ours)
-            problem = self.controller.check_tuning(
-                tuning, self._period_s(), config.velocity_filter_s)
+            problem = self._check(tuning, config)
         except ControllerConfigError as error:
             problem = str(error)
         if problem:

@@ -35,6 +35,11 @@ _NODE = (
     ParameterSpec("robot_config", "", "", "Robot description (YAML); empty: the Panda shipped with "
                   "niaf_impedance."),
     ParameterSpec("prior", "", "", "prior.safetensors, or the checkpoint folder that holds it."),
+    ParameterSpec("arm_interface", "effort", "", "How the arm is reached: effort (topics of "
+                  "ros2_control and of the simulator) or mit_can (frames of its motors on a bus).",
+                  choices=("effort", "mit_can")),
+    ParameterSpec("drive_config", "", "", "Drive description (YAML) for mit_can; empty: that of "
+                  "the simulated Panda."),
     ParameterSpec("autostart", True, "", "Configure and activate without a lifecycle manager."),
     ParameterSpec("control_rate_hz", 1000.0, "Hz", "Expected rate of joint_states; the timing "
                   "figures and the damping bound refer to it.", 50.0, 5000.0),
