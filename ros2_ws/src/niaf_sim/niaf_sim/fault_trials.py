@@ -496,9 +496,11 @@ def state_delayed(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     if delay - jitter > timeout + DT_S:
         expectation = Expectation(_stop(Fault.STATE_STALE), _silence_s(bench), rest="sinks")
     elif delay < timeout - 3 * DT_S:
-        expectation = Expectation(ON | PUSHED, rest="free")
+        expectation = Expectation(ON | PUSHED, rest="free", unseen_s=0.03 + delay)
     else:
-        expectation = Expectation(ON | PUSHED | _stop(Fault.STATE_STALE), rest="free")
+        expectation = Expectation(
+            ON | PUSHED | _stop(Fault.STATE_STALE), rest="free", unseen_s=0.03 + delay
+        )
     return Trial(
         Injection(onset, state=state, note=f"{delay * 1e3:.1f} ms, jitter {jitter * 1e3:.1f} ms"),
         expectation, max(_silence_s(bench) + _settle_s(bench), 0.4),
