@@ -1,12 +1,22 @@
 #!/usr/bin/env bash
-# bench.sh [NAME...]: runs benchmarks/NAME.py, or all of them, each writing to out/bench. Runs inside the environment (see run.sh).
+# bench.sh [NAME...] [--OPTION...]: runs benchmarks/NAME.py, or all of them, each writing to out/bench; options go to each.
+# Runs inside the environment (see run.sh).
 set -euo pipefail
 cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ROS_DOMAIN_ID=${ROS_DOMAIN_ID:-$((RANDOM % 100 + 1))}
 mkdir -p out/bench
-names=("$@")
-if [ ${#names[@]} = 0 ]; then
-    for file in benchmarks/[a-z]*.py; do names+=("$(basename "$file" .py)"); done
+names=()
+options=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --*=*|--quick) options+=("$1") ;;
+        -*) options+=("$1" "$2"); shift ;;
+        *) names+=("$1") ;;
+    esac
+    shift
+done
+if [ ${#names[@]} = 0 ]; then # modules beside them that are no commands are skipped
+    for file in $(grep -l __main__ benchmarks/[a-z]*.py); do names+=("$(basename "$file" .py)"); done
 fi
 for name in "${names[@]}"; do
     if [ ! -f "benchmarks/$name.py" ]; then
@@ -14,5 +24,5 @@ for name in "${names[@]}"; do
         exit 2
     fi
     echo "[bench] $name"
-    python "benchmarks/$name.py" --out "out/bench/$name.json"
+    python "benchmarks/$name.py" --out "out/bench/$name.json" ${options[@]+"${options[@]}"}
 done

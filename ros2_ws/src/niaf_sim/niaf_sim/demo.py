@@ -219,7 +219,7 @@ class Demo:
         if self._episode is None:
             return
         for status in message.status:
-            if status.name == "impedance: loop":
+            if status.name.endswith("impedance: loop"):
                 figures = {}
                 for item in status.values:
                     with contextlib.suppress(ValueError):
