@@ -29,10 +29,10 @@ import torch
 from controller_parts import WIDTHS, Times
 
 from niaf_impedance.arm_model import ArmModel
-from niaf_impedance.loop import lock_memory
 from niaf_impedance.realtime import (
     avoid_shared_memory_stall,
     fine_timer_slack,
+    lock_memory,
     quiet_interpreter,
 )
 from niaf_impedance.robot_config import default_robot_config_path

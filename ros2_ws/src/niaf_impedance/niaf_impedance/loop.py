@@ -21,7 +21,6 @@ Time is seconds since construction of the loop on CLOCK_MONOTONIC (``ControlLoop
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import os
 import threading
@@ -458,19 +457,6 @@ class LoopStatistics:
     age: Percentiles
     core_share: float
     outcome: LoopOutcome
-
-
-def lock_memory() -> str:
-    """Keep the pages of this process in memory once they were touched; says what happened."""
-    current, future, on_fault = 1, 2, 4
-    library = ctypes.CDLL(None, use_errno=True)
-    if library.mlockall(current | future | on_fault) == 0:
-        return "memory locked"
-    reason = os.strerror(ctypes.get_errno())
-    return (
-        f"memory lock refused ({reason}): a page fault may delay a tick; grant 'memlock' in "
-        "/etc/security/limits.conf or start with CAP_IPC_LOCK"
-    )
 
 
 class ControlLoop:

@@ -36,13 +36,17 @@ def fine_timer_slack() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
 
 
-def avoid_shared_memory_stall() -> None:
+def avoid_shared_memory_stall() -> str | None:
     """Use UDP between processes unless the user chose a transport; call before ``rclpy.init``.
 
     Fast DDS opens the shared-memory port of a new reader inside ``publish`` and may sleep there
-    for a third of a second: the loop must not stop because somebody plots a topic.
+    for a third of a second: the loop must not stop because somebody plots a topic. (rmw_fastrtps
+    ignores the setting when discovery is limited to the local host.) Returns the user's own value.
     """
-    os.environ.setdefault("FASTDDS_BUILTIN_TRANSPORTS", "UDPv4")
+    chosen = os.environ.get("FASTDDS_BUILTIN_TRANSPORTS")
+    if not chosen:
+        os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "UDPv4"
+    return chosen
 
 
 def quiet_interpreter() -> None:
@@ -51,3 +55,16 @@ def quiet_interpreter() -> None:
     gc.freeze()
     gc.disable()
     sys.setswitchinterval(5e-4)
+
+
+def lock_memory() -> str:
+    """Keep the pages of this process in memory once they were touched; says what happened."""
+    current, future, on_fault = 1, 2, 4
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.mlockall(current | future | on_fault) == 0:
+        return "memory locked"
+    reason = os.strerror(ctypes.get_errno())
+    return (
+        f"memory lock refused ({reason}): a page fault may delay a tick; grant 'memlock' in "
+        "/etc/security/limits.conf or start with CAP_IPC_LOCK"
+    )

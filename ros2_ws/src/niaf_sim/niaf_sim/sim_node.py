@@ -33,18 +33,17 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
-from niaf_msgs.msg import TaskState
-from niaf_msgs.srv import ResetScene
-from niaf_sim.camera_process import NO_GRAPHICS, CameraOutput, CameraProcessConfig
-from niaf_sim.polled_subscription import PolledSubscription
-from niaf_sim.realtime import (
+from niaf_impedance.realtime import (
     avoid_shared_memory_stall,
     fine_timer_slack,
     quiet_interpreter,
     request_fifo,
-    start_thread,
-    thread_cpu_s,
 )
+from niaf_msgs.msg import TaskState
+from niaf_msgs.srv import ResetScene
+from niaf_sim.camera_process import NO_GRAPHICS, CameraOutput, CameraProcessConfig
+from niaf_sim.polled_subscription import PolledSubscription
+from niaf_sim.realtime import start_thread, thread_cpu_s
 from niaf_sim.shared_snapshot import SharedSnapshot
 from niaf_sim.wire import CommandDecoder, JointStateEncoder, command_problem
 

@@ -11,9 +11,9 @@ import time
 import numpy as np
 
 from niaf_impedance.drives.description import load_drive_description
+from niaf_impedance.realtime import request_fifo
 from niaf_sim.cell import Cell
 from niaf_sim.motor_bus import MotorBus
-from niaf_sim.realtime import request_fifo
 from niaf_sim.scene import ARM_JOINTS
 
 PERIOD_S = 0.001
