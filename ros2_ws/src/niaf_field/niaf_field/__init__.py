@@ -3,7 +3,9 @@
 from niaf_field.blend import blend_jets, smoothstep5
 from niaf_field.channels import (
     Channel,
+    additive_mask,
     anchor_from_state,
+    anchor_rotation,
     channel_index,
     check_channels,
     relative_mask,
@@ -76,8 +78,10 @@ __all__ = [
     "RefusalReason",
     "SplineError",
     "SplineReference",
+    "additive_mask",
     "aligned_empty",
     "anchor_from_state",
+    "anchor_rotation",
     "blend_jets",
     "channel_index",
     "check_channels",

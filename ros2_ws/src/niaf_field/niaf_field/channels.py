@@ -1,4 +1,11 @@
-"""The channel table: what each output dimension of an action field means."""
+"""The channel table: what each output dimension of an action field means.
+
+Tool channels. ``cartesian_position`` x, y, z [m]: the tool frame's origin in base axes.
+``cartesian_rotation`` rx, ry, rz [rad]: a rotation vector r on top of the orientation R_a of the
+anchor, R = exp([r]x) R_a, all in base axes. Relative rotation channels: the anchor's three values
+are the rotation vector of R_a (the measured orientation); they are composed with r as rotations,
+never added to it. Absolute ones: R_a is the identity, and r must stay shorter than pi.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +26,17 @@ SEMANTICS = (ABSOLUTE, RELATIVE)
 JOINT_POSITION = "joint_position"
 GRIPPER = "gripper"
 CARTESIAN_PREFIX = "cartesian_"
+CARTESIAN_POSITION = "cartesian_position"
+CARTESIAN_ROTATION = "cartesian_rotation"
+ROTATION_NAMES = ("rx", "ry", "rz")
 
 
 @dataclass(frozen=True)
 class Channel:
     """One output dimension: physical value = mean + scale * network output (+ anchor if relative).
+
+    Rotation channels (``cartesian_rotation``) are the exception: their anchor is a rotation that
+    they are composed with, see the module's text.
 
     ``unit`` is the physical unit of the value ("rad", "m"); ``mean`` and ``scale`` carry it. For a
     relative channel ``mean`` is the mean offset from the anchor. Derivatives have unit/s, unit/s^2
@@ -100,6 +113,16 @@ def check_channels(channels: Sequence[Channel]) -> tuple[Channel, ...]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ChannelError(f"channel names repeat: {', '.join(repeated)}; each must be unique")
+    turning = [channel for channel in table if channel.kind == CARTESIAN_ROTATION]
+    if turning and (
+        tuple(channel.name for channel in turning) != ROTATION_NAMES
+        or len({channel.semantics for channel in turning}) > 1
+    ):
+        found = [f"{channel.name} ({channel.semantics})" for channel in turning]
+        raise ChannelError(
+            f"rotation channels are {', '.join(found)}; a rotation vector needs rx, ry, rz in this "
+            "order, all relative or all absolute"
+        )
     return table
 
 
@@ -113,14 +136,42 @@ def channel_index(channels: Sequence[Channel], name: str) -> int:
 
 
 def relative_mask(channels: Sequence[Channel]) -> NDArray[np.bool_]:
-    """True where the channel is added to the anchor; shape [D]."""
+    """True where the channel is relative to the anchor; shape [D]."""
     return np.array([channel.is_relative for channel in channels], dtype=np.bool_)
+
+
+def additive_mask(channels: Sequence[Channel]) -> NDArray[np.bool_]:
+    """True where the anchor is added to the channel: relative ones, but no rotations; shape [D]."""
+    return np.array(
+        [channel.is_relative and channel.kind != CARTESIAN_ROTATION for channel in channels],
+        dtype=np.bool_,
+    )
+
+
+def anchor_rotation(
+    channels: Sequence[Channel], anchor: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Rotation vector [rad] of the orientation that rotation channels are composed with.
+
+    Zero (the identity) where they are absolute or where there are none.
+    """
+    x, y, z = 0.0, 0.0, 0.0
+    picks = [
+        i for i, channel in enumerate(channels)
+        if channel.kind == CARTESIAN_ROTATION and channel.is_relative
+    ]
+    if picks:
+        x, y, z = (float(anchor[i]) for i in picks)
+    return x, y, z
 
 
 def anchor_from_state(
     channels: Sequence[Channel], measured: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Anchor [D]: the measured value (channel units) where relative, zero where absolute."""
+    """Anchor [D]: the measured value (channel units) where relative, zero where absolute.
+
+    Of rotation channels ``measured`` holds the rotation vector of the measured orientation.
+    """
     values = np.asarray(measured, dtype=np.float64)
     if values.shape != (len(channels),):
         raise ChannelError(

@@ -2,7 +2,8 @@
 
 Layout (float64): W_1 [H], b_1 [H], then for l = 2..L W_l [H*H] row-major and b_l [H], then
 W_out [D*H] row-major, b_out [D]. omega0 is multiplied into the sine layers; scale, mean and (for
-relative channels) the anchor are folded into the output layer, so kernels give physical units.
+relative channels) the anchor are folded into the output layer, so kernels give physical units. The
+anchor of rotation channels cannot be added: it goes beside the weights.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from niaf_field.channels import relative_mask
+from niaf_field.channels import additive_mask, anchor_rotation
 from niaf_field.errors import ModulationError
 from niaf_field.prior import Prior
 
@@ -21,12 +22,17 @@ _CACHE_LINE_BYTES = 64
 
 @dataclass(frozen=True, eq=False)
 class FoldedField:
-    """Weights of one action field, ready for ``siren_jets``."""
+    """Weights of one action field, ready for ``siren_jets``.
+
+    ``anchor_rotation_rad``: rotation vector of the orientation that the rotation channels turn, in
+    base axes; zero without relative rotation channels.
+    """
 
     weights: NDArray[np.float64]
     L: int
     H: int
     D: int
+    anchor_rotation_rad: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def folded_size(sine_layers: int, width: int, channels: int) -> int:
@@ -45,7 +51,8 @@ def fold(prior: Prior, gamma: ArrayLike, beta: ArrayLike, anchor: ArrayLike) -> 
     """One action field: W (1 + gamma), b + beta, omega0, normalisation and anchor in one buffer.
 
     gamma [prior.gamma_length] and beta [prior.beta_length] dimensionless; anchor [D] in channel
-    units. The anchor of an absolute channel has no meaning and is not used.
+    units. The anchor of an absolute channel has no meaning and is not used; that of relative
+    rotation channels is kept as ``anchor_rotation_rad``.
     """
     gammas = prior.layout.split_gamma(gamma)
     betas = prior.layout.split_beta(beta)
@@ -67,9 +74,11 @@ def fold(prior: Prior, gamma: ArrayLike, beta: ArrayLike, anchor: ArrayLike) -> 
     mean = np.array([channel.mean for channel in prior.channels])
     end = offset + prior.w_out.size
     flat[offset:end] = (scale[:, None] * prior.w_out).ravel()
-    shift = mean + np.where(relative_mask(prior.channels), anchor_values, 0.0)
+    shift = mean + np.where(additive_mask(prior.channels), anchor_values, 0.0)
     flat[end:] = scale * prior.b_out + shift
-    return FoldedField(flat, prior.L, prior.H, prior.D)
+    return FoldedField(
+        flat, prior.L, prior.H, prior.D, anchor_rotation(prior.channels, anchor_values)
+    )
 
 
 def fold_prior(prior: Prior, anchor: ArrayLike) -> FoldedField:

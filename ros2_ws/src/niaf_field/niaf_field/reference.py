@@ -45,6 +45,8 @@ class ActionField:
     """An action field placed in time: tau = -1 at ``start_s``, +1 at ``start_s + horizon_s``.
 
     ``stamp_s`` is the observation time that the field answers to; ``sequence`` counts fields.
+    Rotation channels of ``jet`` and ``batch`` are the rotation vector on top of the orientation
+    ``folded.anchor_rotation_rad``.
     """
 
     folded: FoldedField

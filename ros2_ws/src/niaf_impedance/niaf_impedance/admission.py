@@ -48,6 +48,8 @@ class Reason(IntEnum):
     JERK_LIMIT = 124
     WORKSPACE = 125
     TORQUE_RATE_LIMIT = 126
+    UNREACHABLE = 127
+    SINGULAR = 128
     DEACTIVATING = 130
     OVERTAKEN = 131
     SUPERSEDED = 132
@@ -65,8 +67,9 @@ class AdmissionVerdict:
     sentence. ``time_scale`` below 1: the reference runs that much slower than it was sent. Ratios
     are peak over limit (jerk and tool box only where the arm's description limits them). ``seam_*``
     is new reference minus current reference at the hand-over, per joint (the step that the blend
-    takes out). ``age_s`` is the age of the observation, ``consumed_fraction`` the share of the
-    reference that is already over, ``blend_s`` the duration of the hand-over that was chosen.
+    takes out); of references that move the tool six values, x y z in metres, then a rotation vector
+    (rad). ``age_s`` is the age of the observation, ``consumed_fraction`` the share of the reference
+    that is already over, ``blend_s`` the duration of the hand-over that was chosen.
     """
 
     verdict: Verdict

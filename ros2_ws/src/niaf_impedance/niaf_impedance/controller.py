@@ -16,13 +16,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from niaf_field import Prior, Reference, aligned_empty, siren_work_size
+from niaf_impedance import cartesian as law
+from niaf_impedance import composite as c
 from niaf_impedance import tick as k
+from niaf_impedance import tool_task as task
 from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.arm_model import ArmModel
 from niaf_impedance.dynamics import WORK_COLUMNS
 from niaf_impedance.faults import Fault, Mode
 from niaf_impedance.planning import Plan, Planner, Snapshot
 from niaf_impedance.settings import FEEDFORWARD, ControllerConfig, ControllerConfigError
+from niaf_impedance.tool_planning import ToolPlanner
+from niaf_impedance.tool_setup import (
+    damping_matrix,
+    gain_targets,
+    joint_parameters,
+    moves_tool,
+    tool_pose,
+)
 from niaf_impedance.tuning import Tuning
 
 FloatArray = np.ndarray
@@ -37,7 +48,13 @@ class ResetRefusedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Telemetry:
-    """What the last tick computed: views float64[n], overwritten by the next tick."""
+    """What the last tick computed: views float64[n], overwritten by the next tick.
+
+    While references move the tool, ``q_ref`` is the measured position (such a reference has no
+    joint position), ``dq_ref`` the joint velocity that gives the reference's twist, ``ddq_ref`` the
+    acceleration that is fed forward; ``tau_posture`` then holds the null-space terms and the push
+    away from joint limits.
+    """
 
     q_ref: FloatArray
     dq_ref: FloatArray
@@ -70,6 +87,8 @@ class ImpedanceController:
 
     ``prior`` (if given) is the only prior whose fields are admitted; its channel table maps
     channels to joints by name. Splines have channels in joint order, then optionally the gripper.
+    A prior with cartesian channels makes a controller that follows the tool (``moves_tool``): it
+    admits that prior's fields only, and needs the section ``cartesian`` of the description.
     """
 
     def __init__(self, config: ControllerConfig, arm: ArmModel, prior: Prior | None = None) -> None:
@@ -78,6 +97,14 @@ class ImpedanceController:
         cf = self._cf = np.zeros(k.CF_SIZE)
         joints = arm.config.joints
         jp = self._jp = np.zeros((k.JP_ROWS, n))
+        self.moves_tool = moves_tool(prior)
+        #: of the Cartesian law, see tool_task; idle while references move the joints
+        self._gains = np.zeros((3, task.GAINS))
+        self._cj = np.zeros((law.CJ_ROWS, n))
+        self._scratch = np.zeros(task.scratch_size(n))
+        if self.moves_tool:
+            self._gains[task.TARGET] = gain_targets(arm, Tuning.of(arm.config))
+            self._cj[:] = joint_parameters(arm, config)
         self._write_config()
         jp[k.JP_TORQUE_RATE] = arm.limits.torque_rate_nm_s
         jp[k.JP_DAMP] = [joint.damp_nms_rad for joint in joints]
@@ -86,13 +113,18 @@ class ImpedanceController:
         jp[k.JP_KD_MIN] = [joint.kd.minimum for joint in joints]
         jp[k.JP_KD_MAX] = [joint.kd.maximum for joint in joints]
 
-        self._planner = Planner(config, arm, prior, jp, cf, self._buffers_in_use)
+        self._planner = (
+            ToolPlanner(
+                config, arm, prior, jp, cf, self._buffers_in_use, self._gains, self._cj)
+            if prior is not None and self.moves_tool
+            else Planner(config, arm, prior, jp, cf, self._buffers_in_use)
+        )
         pool = self._pool = self._planner.pool
         self._st = np.zeros(k.ST_SIZE)
         self._si = np.zeros(k.SI_SIZE, dtype=np.int64)
         self._st[k.ST_GRIPPER] = cf[k.CF_GRIPPER_MAX]
-        self._meta = np.zeros((k.SLOTS, k.META_CHANNEL + n + 1), dtype=np.int64)
-        self._sf = np.zeros((k.SLOTS, 4))
+        self._meta = np.zeros((c.SLOTS, c.META_CHANNEL + n + 1), dtype=np.int64)
+        self._sf = np.zeros((c.SLOTS, 4))
         self._pi = np.zeros(k.PI_SIZE, dtype=np.int64)
         self._pf = np.zeros(k.PF_SIZE)
         self._pmeta, self._psf = self._meta.copy(), self._sf.copy()
@@ -109,6 +141,7 @@ class ImpedanceController:
             cf, jp, self._st, self._si, arm.model, arm.parent, arm.kind, arm.gravity, pool,
             self._meta, self._sf, self._pi, self._pf, self._pmeta, self._psf, self._raw,
             self._work, self._tmp, self._ref, self._dynamics_work, self._dyn, self._tel, self._tau,
+            arm.tool, self._gains, self._cj, self._scratch,
         )
         self._number = 0
         self._planned_buffers: tuple[int, ...] = ()
@@ -128,7 +161,8 @@ class ImpedanceController:
             tau_friction=self._tel[k.TEL_FRICTION, :n],
             **rows,
         )
-        masses = [arm.mass_matrix(q) for q in _poses(arm)]
+        self._check_poses = _poses(arm)
+        masses = [arm.mass_matrix(q) for q in self._check_poses]
         self._inertias = [(mass, np.linalg.inv(mass)) for mass in masses]
         self.refused_count = 0
         self.accepted_count = 0
@@ -136,6 +170,7 @@ class ImpedanceController:
         self._set_targets(self.tuning, config.gain_ramp_s)
         jp[k.JP_KP], jp[k.JP_KD] = jp[k.JP_KP_TARGET], jp[k.JP_KD_TARGET]
         jp[k.JP_TORQUE] = jp[k.JP_TORQUE_TARGET]
+        self._gains[task.NOW] = self._gains[task.TARGET]
 
     def _write_config(self) -> None:
         cf, config, gripper = self._cf, self.config, self.arm.config.gripper
@@ -154,6 +189,12 @@ class ImpedanceController:
             cf[k.CF_GRIPPER_HYSTERESIS] = gripper.hysteresis_m
         cf[k.CF_VELOCITY_FILTER] = config.velocity_filter_s
         self._jp[k.JP_TRACKING] = config.tracking_error_limit_rad
+        cf[k.CF_TASK] = 1.0 if self.moves_tool else 0.0
+        cf[k.CF_TRACKING_M] = config.tracking_tool_limit_m
+        cf[k.CF_TRACKING_RAD] = config.tracking_tool_limit_rad
+        if self.moves_tool:
+            self._cj[law.CJ_DDQ_MAX] = (
+                config.admit_acceleration_ratio * self.arm.limits.acceleration_rad_s2)
 
     # -- what the caller reads --------------------------------------------------------------------
     @property
@@ -208,7 +249,7 @@ class ImpedanceController:
             return False
         newest = int(self._si[k.SI_COUNT]) - 1
         return newest > 0 and bool(
-            self._st[k.ST_SIGMA] < self._sf[newest, k.SF_SEAM] + self._sf[newest, k.SF_BLEND]
+            self._st[k.ST_SIGMA] < self._sf[newest, c.SF_SEAM] + self._sf[newest, c.SF_BLEND]
         )
 
     @property
@@ -280,9 +321,17 @@ class ImpedanceController:
         self._tel[k.TEL_Q_REF, :n] = self._tel[k.TEL_Q, :n] = q
         self._tel[k.TEL_DQ, :n] = dq
         self._tel[k.TEL_Q_REF, n] = width
-        self._pool[0, : n + 1] = self._tel[k.TEL_Q_REF]
+        if self.moves_tool:
+            pose = np.zeros(c.TOOL_JET)
+            pose[:24], _ = tool_pose(self.arm, q)
+            pose[c.TOOL_GRIPPER] = width
+            c.tool_hold(pose, self._pool[0])
+            self._cj[law.CJ_POSTURE] = q
+            self._gains[task.NOW] = self._gains[task.TARGET]
+        else:
+            self._pool[0, : n + 1] = self._tel[k.TEL_Q_REF]
         self._tel[k.TEL_DQ_FILTERED, :n] = dq
-        self._meta[0, k.META_KIND], self._meta[0, k.META_BUFFER] = k.KIND_HOLD, 0
+        self._meta[0, c.META_KIND], self._meta[0, c.META_BUFFER] = c.KIND_HOLD, 0
         generation = int(si[k.SI_GENERATION])
         si[:] = 0
         si[k.SI_GENERATION] = generation + 1
@@ -408,6 +457,7 @@ class ImpedanceController:
             jp = self._jp
             jp[k.JP_KP], jp[k.JP_KD] = jp[k.JP_KP_TARGET], jp[k.JP_KD_TARGET]
             jp[k.JP_TORQUE] = jp[k.JP_TORQUE_TARGET]
+            self._gains[task.NOW] = self._gains[task.TARGET]
 
     def _set_targets(self, tuning: Tuning, ramp_s: float) -> None:
         jp, cf = self._jp, self._cf
@@ -423,6 +473,10 @@ class ImpedanceController:
         cf[k.CF_FRICTION_SCALE] = tuning.friction_scale
         jp[k.JP_COULOMB], jp[k.JP_VISCOUS] = tuning.coulomb_nm, tuning.viscous_nms_rad
         jp[k.JP_TORQUE_TARGET] = tuning.torque_limit_nm
+        if self.moves_tool:
+            gains = self._gains
+            gains[task.TARGET] = gain_targets(self.arm, tuning)
+            gains[task.RATE] = np.abs(gains[task.TARGET] - gains[task.NOW]) / ramp_s
 
     def check_tuning(
         self, tuning: Tuning, period_s: float, velocity_filter_s: float | None = None
@@ -440,6 +494,11 @@ class ImpedanceController:
         problem = tuning.outside_ranges(self.arm.config)
         if problem:
             return problem
+        if velocity_filter_s is None:
+            velocity_filter_s = self.config.velocity_filter_s
+        delay = period_s + self.arm.config.feedback_delay_s + velocity_filter_s
+        if self.moves_tool:
+            return self._check_tool_damping(tuning, delay)
         worst, pose, damping = 0.0, 0, np.zeros(self.n)
         for index, (inertia, inverse) in enumerate(self._inertias):
             candidate = np.asarray(tuning.kd, dtype=np.float64)
@@ -452,9 +511,6 @@ class ImpedanceController:
             rate = float(np.linalg.eigvalsh(root[:, None] * inverse * root)[-1])
             if rate > worst:
                 worst, pose, damping = rate, index, candidate
-        if velocity_filter_s is None:
-            velocity_filter_s = self.config.velocity_filter_s
-        delay = period_s + self.arm.config.feedback_delay_s + velocity_filter_s
         if worst * delay <= _LAG_LIMIT_RAD:
             return ""
         excess = 100.0 * (1.0 - _LAG_LIMIT_RAD / (worst * delay))
@@ -471,6 +527,23 @@ class ImpedanceController:
             f"{delay * 1e3:.1f} ms delay ({worst * delay:.2f} rad of lag, at most "
             f"{_LAG_LIMIT_RAD:g}); lower {knob} by {excess:.0f} % "
             f"(mostly {names}) or raise control_rate_hz"
+        )
+
+    def _check_tool_damping(self, tuning: Tuning, delay_s: float) -> str:
+        """The same bound for the Cartesian law: M^-1 (J^T D J + N D_n N) over the poses."""
+        gains = gain_targets(self.arm, tuning)
+        worst = max(
+            float(np.abs(np.linalg.eigvals(inverse @ damping_matrix(self.arm, gains, q))).max())
+            for q, (_, inverse) in zip(self._check_poses, self._inertias, strict=True)
+        )
+        if worst * delay_s <= _LAG_LIMIT_RAD:
+            return ""
+        excess = 100.0 * (1.0 - _LAG_LIMIT_RAD / (worst * delay_s))
+        return (
+            f"damping too high for the delay: it would act at {worst:.0f} rad/s with "
+            f"{delay_s * 1e3:.1f} ms delay ({worst * delay_s:.2f} rad of lag, at most "
+            f"{_LAG_LIMIT_RAD:g}); lower cartesian.damping_* and cartesian.null_damping_nms_rad by "
+            f"{excess:.0f} % or raise control_rate_hz"
         )
 
     def set_config(self, config: ControllerConfig) -> None:
@@ -501,6 +574,7 @@ class ImpedanceController:
             float(self._st[k.ST_T]), self._committed_sequence, self._last_stamp_s, self._number,
             self._st.copy(), int(si[k.SI_COUNT]), self._meta.copy(), self._sf.copy(),
             self._tel[: k.TEL_DDQ_REF + 1].copy(), self._settings,
+            self._tel[k.TEL_Q, : self.n].copy(), self._tel[k.TEL_DQ, : self.n].copy(),
         )
 
     def plan(
@@ -534,8 +608,9 @@ class ImpedanceController:
             )
         if behind == 0.0:
             k.flip(
-                self._st, self._si, self._pool, self._meta, self._sf, self._pi, self._pf,
+                self._cf, self._st, self._si, self._pool, self._meta, self._sf, self._pi, self._pf,
                 self._pmeta, self._psf, self._raw, self._work, self._tmp, self._ref,
+                self._scratch,
             )
         self.accepted_count += 1
         return verdict
@@ -557,7 +632,7 @@ class ImpedanceController:
     def _buffers_in_use(self) -> list[int]:
         """Buffers that the tick reads now or after its flip (the waiting plan's first: a flip in
         between only moves them into the slots)."""
-        return [*self._planned_buffers, *map(int, self._meta[:, k.META_BUFFER])]
+        return [*self._planned_buffers, *map(int, self._meta[:, c.META_BUFFER])]
 
     def _checked_state(self, q: FloatArray, dq: FloatArray) -> tuple[FloatArray, FloatArray]:
         pair = []

@@ -65,6 +65,7 @@ _LIVE_SETTINGS = frozenset({
     "blend_s", "blend_max_s", "gain_ramp_s", "velocity_filter_s", "slow_min_scale",
     "coulomb_speed_rad_s", "admit_velocity_ratio", "admit_acceleration_ratio",
     "admit_torque_ratio", "admit_torque_rate_ratio", "tracking_error_limit_rad",
+    "tracking_tool_limit_m", "tracking_tool_limit_rad",
 })
 
 # unit, minimum, maximum, description of each ControllerConfig field that is a parameter
@@ -84,6 +85,10 @@ _CONTROLLER: dict[str, tuple[str, float | None, float | None, str]] = {
                         "velocity limit explains, that is a fault."),
     "overspeed_ratio": ("1", 1.0, 10.0, "Measured speed over velocity limit that is a fault."),
     "tracking_error_limit_rad": ("rad", 0.01, 10.0, "Tracking error that is a fault."),
+    "tracking_tool_limit_m": ("m", 0.005, 1.0, "Position error of the tool that is a fault, for "
+                              "references that move the tool."),
+    "tracking_tool_limit_rad": ("rad", 0.01, 3.0, "Orientation error of the tool that is a fault, "
+                                "for references that move the tool."),
     "standstill_rad_s": ("rad/s", 0.001, 0.5, "Speed below which ~/reset is allowed."),
     "damp_gravity": ("", None, None, "Carry the arm's weight in DAMP and ESTOP."),
     "admission_samples": ("1", 8, 1000, "Instants at which a new field is checked."),
@@ -96,6 +101,14 @@ _CONTROLLER: dict[str, tuple[str, float | None, float | None, str]] = {
                                 "(the blend takes it out)."),
     "seam_velocity_limit_rad_s": ("rad/s", 0.001, 100.0, "Largest admitted velocity step at a "
                                   "hand-over."),
+    "seam_tool_position_limit_m": ("m", 0.001, 1.0, "Largest admitted position step of the tool at "
+                                   "a hand-over."),
+    "seam_tool_rotation_limit_rad": ("rad", 0.001, 2.0, "Largest admitted turn of the tool at a "
+                                     "hand-over."),
+    "seam_tool_velocity_limit_m_s": ("m/s", 0.001, 10.0, "Largest admitted velocity step of the "
+                                     "tool at a hand-over."),
+    "seam_tool_velocity_limit_rad_s": ("rad/s", 0.001, 100.0, "Largest admitted step of the tool's "
+                                       "angular velocity at a hand-over."),
     "slow_min_scale": ("1", 0.05, 1.0, "How far admission may slow a reference that is too fast, "
                        "as a share of its speed; 1 refuses it instead."),
     "velocity_filter_s": ("s", 0.0, 0.02, "Time constant of the filter on the velocity that "
@@ -136,12 +149,29 @@ _GLOBAL = (
 )
 
 
+#: unit, description of ``tuning.TOOL_GAINS``
+_CARTESIAN = (
+    ("N/m", "Stiffness of the tool's position"),
+    ("Nm/rad", "Stiffness of the tool's orientation"),
+    ("N s/m", "Damping of the tool's velocity"),
+    ("Nm s/rad", "Damping of the tool's angular velocity"),
+    ("Nm/rad", "Pull towards the posture at activation, where the tool does not feel it"),
+    ("Nm s/rad", "Damping of motion that the tool does not feel"),
+)
+
+
 def tuning_schema(robot: RobotConfig) -> tuple[ParameterSpec, ...]:
     """The live parameters that make up a :class:`Tuning`, with the ranges of the description."""
     defaults = Tuning.of(robot)
     specs = [
         ParameterSpec(name, getattr(defaults, name), unit, text, low, high, live=True)
         for name, unit, (low, high), text in _GLOBAL
+    ]
+    specs += [
+        ParameterSpec(f"cartesian.{name}", gain.default, unit, f"{text}; ramped.", gain.minimum,
+                      gain.maximum, live=True)
+        for (name, gain), (unit, text) in zip(
+            tune.tool_gains(robot).items(), _CARTESIAN, strict=False)
     ]
     for name, values, ranges in tune.per_joint(defaults, robot):
         unit, text = _PER_JOINT[name]
@@ -163,7 +193,8 @@ def tuning_from(values: Mapping[str, Value], robot: RobotConfig) -> Tuning:
     ]
     kp, kd, coulomb, viscous, torque = rows
     scale, ratio, clip, friction = (float(values[name]) for name, *_ in _GLOBAL)
-    return Tuning(kp, kd, coulomb, viscous, torque, scale, ratio, clip, friction)
+    tool = {f"tool_{name}": float(values[f"cartesian.{name}"]) for name in tune.tool_gains(robot)}
+    return Tuning(kp, kd, coulomb, viscous, torque, scale, ratio, clip, friction, **tool)
 
 
 def parameter_file_text(node: str, values: Mapping[str, Value]) -> str:

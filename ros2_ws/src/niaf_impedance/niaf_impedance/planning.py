@@ -28,6 +28,7 @@ from niaf_field import (
     folded_size,
     siren_work_size,
 )
+from niaf_impedance import composite as c
 from niaf_impedance import tick as k
 from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.arm_model import ArmModel
@@ -41,7 +42,7 @@ AnyReference = ActionField | SplineReference
 
 #: buffers: the tick's hold, three slots, and a bridge and a reference each for the plan that waits
 #: for its flip, the one that waits for its commit, and the one in hand
-BUFFERS = 1 + k.SLOTS + 3 * 2
+BUFFERS = 1 + c.SLOTS + 3 * 2
 #: pieces that the spline of one reference may have
 MAX_PIECES = 512
 #: rows of the scan
@@ -74,19 +75,18 @@ def _keep_worst(row, joint, t, ratio, ratios, joints, instants):
 
 @njit(cache=True, nogil=True)
 def scan(
-    times, brake_at, brake_t, end, count, pool, meta, sf, hold_width, model, parent, kind, gravity,
-    jp, cf, limits, tool, box, raw, work, tmp, ref, dynamics_work, total, recent, ratios, joints,
-    instants,
+    times, jets, model, parent, kind, gravity, jp, cf, limits, tool, box, dynamics_work, total,
+    recent, ratios, joints, instants,
 ):
-    """Sample the commanded motion at clock instants ``times`` [K]; keep the worst ratio per limit.
+    """Keep the worst ratio per limit of a motion, jets [K, rows, n + 1] at instants ``times`` [K].
 
     limits [4, n]: position min and max, acceleration, jerk (inf: not limited); tool [12] and box
     [2, 3]: tool frame and the corners that it may not leave. ratios, joints, instants [7]: position
     (distance from the middle over half the range), velocity, acceleration, inverse-dynamics torque
     with friction, jerk, tool position (joint = axis), mean rate of torque between two samples
     (friction apart, which may change sign at once). Between samples the peak of a parabola
-    through three of them counts. ``recent`` [2, 5, n] scratch; tmp, ref [4, n + 1], or [3, n + 1]
-    to leave out jerk. A value that is not finite gives ratio inf.
+    through three of them counts. ``recent`` [2, 5, n] scratch; rows: 4, or 3 to leave out jerk. A
+    value that is not finite gives ratio inf.
     """
     n = jp.shape[1]
     tool_at, before_nm = np.zeros(3), np.zeros(n)
@@ -96,9 +96,7 @@ def scan(
         instants[r] = times[0]
     t0, t1 = times[0], times[0]
     for step in range(times.shape[0]):
-        t = times[step]
-        k.commanded(
-            t, brake_at, brake_t, end, count, pool, meta, sf, hold_width, raw, work, tmp, ref)
+        t, ref = times[step], jets[step]
         q, dq, ddq = ref[0, 0:n], ref[1, 0:n], ref[2, 0:n]
         rnea(model, parent, kind, gravity, q, dq, ddq, dynamics_work, total)
         for i in range(n):
@@ -150,7 +148,7 @@ class Snapshot:
     """What a plan has to know of the running controller, copied between two ticks.
 
     ``jet`` [3, n + 1] is the last commanded reference with its first two time derivatives; the
-    gripper width is the last column.
+    gripper width is the last column. q, dq [n]: the last measured state.
     """
 
     mode: Mode
@@ -166,6 +164,8 @@ class Snapshot:
     sf: FloatArray
     jet: FloatArray
     settings: int = 0
+    q: FloatArray = field(default_factory=lambda: np.zeros(0))
+    dq: FloatArray = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Plan:
 
 
 @dataclass
-class _Candidate:
+class Candidate:
     """One way to enter the reference: blend duration and time scale, with what came of it."""
 
     blend_s: float
@@ -213,7 +213,12 @@ class Planner:
     """Judges references and prepares hand-overs; one thread at a time may use it.
 
     ``jp`` and ``cf`` are the controller's arrays (only read); ``in_use`` as in :class:`BufferPool`.
+    This one plans motions of the joints; ``tool_planning.ToolPlanner`` those of the tool.
     """
+
+    #: limits in the order in which a refusal names them
+    reasons: tuple[tuple[int, Reason], ...] = tuple(enumerate(_REASONS))
+    bisections = _BISECTIONS
 
     def __init__(
         self, config: ControllerConfig, arm: ArmModel, prior: Prior | None,
@@ -222,17 +227,17 @@ class Planner:
         self.config, self.arm, self.prior = config, arm, prior
         self._jp, self._cf = jp, cf
         n = self.n = arm.n
-        self._prior_columns = None if prior is None else _columns_of_prior(prior, arm)
+        self._prior_columns = None if prior is None else self._columns_of_prior(prior)
         spline = MAX_PIECES * (6 * (n + 1) + 1) + 1
         siren = 0 if prior is None else folded_size(prior.L, prior.H, prior.D)
-        self.buffers = BufferPool(BUFFERS, max(spline, siren), in_use)
+        self.buffers = BufferPool(BUFFERS, max(spline, siren) + c.ANCHOR, in_use)
         self.pool = self.buffers.rows
-        self._meta = np.zeros((k.SLOTS, k.META_CHANNEL + n + 1), dtype=np.int64)
-        self._sf = np.zeros((k.SLOTS, 4))
+        self._meta = np.zeros((c.SLOTS, c.META_CHANNEL + n + 1), dtype=np.int64)
+        self._sf = np.zeros((c.SLOTS, 4))
         channels = n + 1 if prior is None else max(n + 1, prior.D)
         self._raw = np.zeros(4 * channels)
         self._work = aligned_empty(siren_work_size(1 if prior is None else prior.H))
-        self._tmp, self._ref = np.zeros((4, n + 1)), np.zeros((4, n + 1))
+        self._tmp = np.zeros((4, n + 1))
         self._dynamics_work, self._total = np.zeros((n, WORK_COLUMNS)), np.zeros(n)
         self._recent = np.zeros((2, 5, n))
         limits = arm.limits
@@ -272,7 +277,7 @@ class Planner:
         start, end, stamp = reference.start_s, reference.end_s, reference.stamp_s
         last = snapshot.last_s
         now = max(t_s, last) if math.isfinite(t_s) else last
-        config, n = self.config, self.n
+        config = self.config
         if start > now + config.start_ahead_s:
             return refuse(
                 Reason.STARTS_TOO_LATE,
@@ -292,62 +297,65 @@ class Planner:
                 f"its observation ({stamp:.3f} s) is not newer than the one in force "
                 f"({snapshot.last_stamp_s:.3f} s, sequence {snapshot.sequence})",
             )
-        jet = np.zeros((3, n + 1))
-        jet[:] = np.where(np.array(columns) >= 0, reference.jet(seam, 2)[:, columns], 0.0)
+        jet = np.where(np.array(columns) >= 0, reference.jet(seam, 2)[:, columns], 0.0)
         if not np.isfinite(jet).all():
             return refuse(Reason.NOT_FINITE, "the field is not finite at the hand-over")
+        reason, text = self._unfit(reference, columns, seam)
+        if reason != Reason.NONE:
+            return refuse(reason, text)
 
-        kept = {int(snapshot.meta[slot, k.META_BUFFER]) for slot in range(snapshot.count)}
+        kept = {int(snapshot.meta[slot, c.META_BUFFER]) for slot in range(snapshot.count)}
         serial, (bridge_buffer, buffer) = self.buffers.take(2, kept)
 
-        def attempt(blend: float, scale: float) -> tuple[_Candidate, int]:
+        def attempt(blend: float, scale: float) -> tuple[Candidate, int]:
             count = self._arrange(snapshot, flip, seam, blend, bridge_buffer)
             old = self._old_jet(count, snapshot, seam)
             self._fill_slot(count, buffer, reference, columns, seam, scale)
-            self._sf[count, k.SF_SEAM], self._sf[count, k.SF_BLEND] = seam, blend
+            self._sf[count, c.SF_SEAM], self._sf[count, c.SF_BLEND] = seam, blend
             count += 1
             new_start = seam - (seam - start) / scale
             new_end = end if scale == 1.0 else seam + (end - seam) / scale
             rates = np.array([1.0, scale, scale * scale])[:, None]
-            step = (rates * jet - old)[:, :n]
+            step = self._seam_step(rates * jet, old, reference)
             brake_at, brake_t = self._plan_brake(
                 count, snapshot, reference, columns, seam, end, new_end, scale)
             figures = self._scan(flip, new_end, brake_at, brake_t, count, snapshot)
             return (
-                _Candidate(blend, scale, new_start, new_end, step, brake_at, brake_t, *figures),
+                Candidate(blend, scale, new_start, new_end, step, brake_at, brake_t, *figures),
                 count,
             )
 
-        def within(candidate: _Candidate) -> bool:
-            return bool(np.all(candidate.ratios <= allowed)) and float(
-                np.max(np.abs(candidate.seam_step[1]))
-            ) <= config.seam_velocity_limit_rad_s
+        def within(candidate: Candidate) -> bool:
+            return bool(np.all(candidate.ratios <= allowed)) and not self._seam_too_fast(
+                candidate.seam_step)
 
         allowed = self._allowed(snapshot, flip)
         blend = config.blend_s
         chosen, count = attempt(blend, 1.0)
         full_speed = chosen
-        worst = int(np.argmax(np.abs(chosen.seam_step[0])))
-        if abs(chosen.seam_step[0, worst]) > config.seam_position_limit_rad:
-            joint = self.arm.joint_names[worst]
+        text, joint = self._seam_too_far(chosen.seam_step)
+        if text:
             return refuse(
-                Reason.SEAM_POSITION,
-                f"{joint} would step by {chosen.seam_step[0, worst]:+.3f} rad at the hand-over; "
-                f"allowed is {config.seam_position_limit_rad:g}",
+                Reason.SEAM_POSITION, text,
                 **(self._figures(chosen, now, stamp, start, end) | {"joint": joint}),
             )
-        while not within(chosen):
+        while not within(chosen) and not self._hopeless(chosen.ratios, allowed):
             longer = min(2.0 * blend, config.blend_max_s, 0.5 * (end - seam))
             if longer <= blend:
                 break
             blend = longer
             chosen, count = attempt(blend, 1.0)
             full_speed = chosen
-        if not within(chosen) and config.slow_min_scale < 1.0 and np.isfinite(chosen.ratios).all():
+        if (
+            not within(chosen)
+            and config.slow_min_scale < 1.0
+            and np.isfinite(chosen.ratios).all()
+            and not self._hopeless(chosen.ratios, allowed)
+        ):
             slow, fast = config.slow_min_scale, 1.0
             chosen, count = attempt(blend, slow)
             if within(chosen):
-                for _ in range(_BISECTIONS):
+                for _ in range(self.bisections):
                     middle = 0.5 * (slow + fast)
                     if within(attempt(blend, middle)[0]):
                         slow = middle
@@ -363,7 +371,8 @@ class Planner:
             sequence=sequence, **figures,  # type: ignore[arg-type]
         )
         if verdict.verdict == Verdict.SLOWED:
-            verdict = replace(verdict, text=self._slowed_text(full_speed, allowed, chosen.scale))
+            text = self._slowed_text(full_speed, allowed, chosen.scale, now)
+            verdict = replace(verdict, text=text)
         return Plan(
             verdict, snapshot.number + 1, snapshot.generation, stamp,
             (chosen.start_s, chosen.end_s - chosen.start_s), flip, chosen.brake_at_s,
@@ -371,6 +380,81 @@ class Planner:
             (bridge_buffer, buffer), serial, snapshot.settings,
         )
 
+    # -- what differs between joints and tool ------------------------------------------------------
+    def _columns_of_prior(self, prior: Prior) -> list[int]:
+        return _columns_of_prior(prior, self.arm)
+
+    def _unfit(
+        self, reference: AnyReference, columns: Sequence[int], seam: float
+    ) -> tuple[Reason, str]:
+        """Why the reference cannot be judged at all."""
+        return Reason.NONE, ""
+
+    def _seam_step(
+        self, jet: FloatArray, old: FloatArray, reference: AnyReference
+    ) -> FloatArray:
+        """Reference ``jet`` at the seam minus what runs: [3, n], per joint."""
+        return (jet - old)[:, : self.n]
+
+    def _seam_too_far(self, step: FloatArray) -> tuple[str, str]:
+        """(sentence, joint) when the position step is too large to be blended."""
+        worst = int(np.argmax(np.abs(step[0])))
+        joint = self.arm.joint_names[worst]
+        if abs(step[0, worst]) <= self.config.seam_position_limit_rad:
+            return "", ""
+        return (
+            f"{joint} would step by {step[0, worst]:+.3f} rad at the hand-over; "
+            f"allowed is {self.config.seam_position_limit_rad:g}"
+        ), joint
+
+    def _seam_too_fast(self, step: FloatArray) -> tuple[str, str] | None:
+        """(sentence, joint) when the velocity step is too large to be blended."""
+        worst = int(np.argmax(np.abs(step[1])))
+        if abs(step[1, worst]) <= self.config.seam_velocity_limit_rad_s:
+            return None
+        joint = self.arm.joint_names[worst]
+        return (
+            f"{joint} would step by {step[1, worst]:+.3f} rad/s at the hand-over; "
+            f"allowed is {self.config.seam_velocity_limit_rad_s:g}"
+        ), joint
+
+    def _hopeless(self, ratios: FloatArray, allowed: FloatArray) -> bool:
+        """True when neither a longer blend nor a slower motion can help."""
+        return False
+
+    def _position_at(self, snapshot: Snapshot, flip: float) -> FloatArray:
+        """Joint positions [n] from which the motion starts."""
+        return self._running_jet(snapshot, flip)[0, : self.n]
+
+    def _brake_time(self, speed: FloatArray) -> float:
+        """Duration of the brake at the end of a reference whose channels then move at ``speed``."""
+        return self.brake_time(speed)
+
+    def _judge(
+        self, times: FloatArray, rows: int, brake_at: float, brake_t: float, end: float,
+        count: int, snapshot: Snapshot,
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Worst ratio, joint and instant per limit of what the tables command at ``times``."""
+        jets = np.empty((times.size, rows, self.n + 1))
+        c.commanded_many(
+            times, brake_at, brake_t, end, count, self.pool, self._meta, self._sf,
+            snapshot.st[k.ST_GRIPPER_TARGET], self._raw, self._work, self._tmp[:rows], jets)
+        return self._scan_jets(times, jets)
+
+    def _name(self, row: int, index: int) -> str:
+        if row == WORKSPACE:
+            return f"tool {'xyz'[index]}"
+        return self.arm.joint_names[index] if 0 <= index < self.n else "gripper"
+
+    def _limit_text(
+        self, joint: str, reason: Reason, ratio: float, ahead_s: float, allowed: float
+    ) -> str:
+        return (
+            f"{joint} would reach {ratio:.2f} of its {reason.name.lower()} "
+            f"{ahead_s:+.3f} s from now (allowed {allowed:.2f})"
+        )
+
+    # -- verdict, continued ------------------------------------------------------------------------
     def _columns_of(self, reference: Reference) -> tuple[Reason, str, list[int]]:
         if isinstance(reference, ActionField):
             if self.prior is None or reference.prior_id != self.prior.prior_id:
@@ -404,7 +488,7 @@ class Planner:
         config, limits = self.config, self.arm.limits
         middle = 0.5 * (limits.position_max_rad + limits.position_min_rad)
         half = 0.5 * (limits.position_max_rad - limits.position_min_rad)
-        now = self._running_jet(snapshot, flip)[0, : self.n]
+        now = self._position_at(snapshot, flip)
         outside = float(np.max(np.abs(now - middle) / half)) + 1e-9
         rest = np.array([
             config.admit_velocity_ratio, config.admit_acceleration_ratio,
@@ -413,7 +497,7 @@ class Planner:
         return np.concatenate([[max(1.0, outside)], rest * (1.0 - _SAMPLING_MARGIN)])
 
     def _figures(
-        self, candidate: _Candidate, now: float, stamp: float, start: float, end: float
+        self, candidate: Candidate, now: float, stamp: float, start: float, end: float
     ) -> dict[str, object]:
         ratios = candidate.ratios
         return {
@@ -435,7 +519,7 @@ class Planner:
         }
 
     def _refusal(
-        self, candidate: _Candidate, allowed: FloatArray, now: float, sequence: int,
+        self, candidate: Candidate, allowed: FloatArray, now: float, sequence: int,
         figures: dict[str, object],
     ) -> Plan:
         reason, text, joint, instant = self._worst(candidate, allowed, now)
@@ -445,32 +529,25 @@ class Planner:
         ))
 
     def _worst(
-        self, candidate: _Candidate, allowed: FloatArray, now: float
+        self, candidate: Candidate, allowed: FloatArray, now: float
     ) -> tuple[Reason, str, str, float]:
-        """The limit that ``candidate`` passes first in the order of ``_REASONS``."""
-        for row, reason in enumerate(_REASONS):
+        """The limit that ``candidate`` passes first in the order of ``reasons``."""
+        for row, reason in self.reasons:
             ratio = float(candidate.ratios[row])
             if ratio <= allowed[row]:
                 continue
             index, instant = int(candidate.joints[row]), float(candidate.instants[row])
-            joint = self.arm.joint_names[index] if 0 <= index < self.n else "gripper"
-            if row == WORKSPACE:
-                joint = f"tool {'xyz'[index]}"
-            text = (
-                f"{joint} would reach {ratio:.2f} of its {reason.name.lower()} "
-                f"{instant - now:+.3f} s from now (allowed {allowed[row]:.2f})"
-            )
+            joint = self._name(row, index)
+            text = self._limit_text(joint, reason, ratio, instant - now, allowed[row])
             return (Reason.NOT_FINITE if ratio == np.inf else reason), text, joint, instant
-        worst = int(np.argmax(np.abs(candidate.seam_step[1])))
-        joint = self.arm.joint_names[worst]
-        text = (
-            f"{joint} would step by {candidate.seam_step[1, worst]:+.3f} rad/s at the hand-over; "
-            f"allowed is {self.config.seam_velocity_limit_rad_s:g}"
-        )
-        return Reason.SEAM_VELOCITY, text, joint, now
+        seam = self._seam_too_fast(candidate.seam_step)
+        assert seam is not None, "refused without a reason"
+        return Reason.SEAM_VELOCITY, *seam, now
 
-    def _slowed_text(self, full_speed: _Candidate, allowed: FloatArray, scale: float) -> str:
-        _, text, _, _ = self._worst(full_speed, allowed, float(full_speed.instants[0]))
+    def _slowed_text(
+        self, full_speed: Candidate, allowed: FloatArray, scale: float, now: float
+    ) -> str:
+        _, text, _, _ = self._worst(full_speed, allowed, now)
         return f"slowed to {scale:.2f} of its speed: at full speed {text.split(' (')[0]}"
 
     # -- the composite ----------------------------------------------------------------------------
@@ -479,10 +556,10 @@ class Planner:
         st, out = snapshot.st, np.zeros((3, self.n + 1))
         hold = st[k.ST_GRIPPER_HOLD]
         if snapshot.mode == Mode.HOLD:
-            k.composite(1, self.pool, snapshot.meta, snapshot.sf, hold, t, self._raw, self._work,
+            c.composite(1, self.pool, snapshot.meta, snapshot.sf, hold, t, self._raw, self._work,
                         self._tmp[:3], out)
         else:
-            k.commanded(t, st[k.ST_BRAKE_AT], st[k.ST_BRAKE_T], st[k.ST_END], snapshot.count,
+            c.commanded(t, st[k.ST_BRAKE_AT], st[k.ST_BRAKE_T], st[k.ST_END], snapshot.count,
                         self.pool, snapshot.meta, snapshot.sf, hold, self._raw, self._work,
                         self._tmp[:3], out)
         return out
@@ -490,7 +567,7 @@ class Planner:
     def _old_jet(self, count: int, snapshot: Snapshot, seam: float) -> FloatArray:
         """Jet [3, n + 1] at the seam of what the tables hold so far (path rate 1)."""
         out = np.zeros((3, self.n + 1))
-        k.composite(
+        c.composite(
             count, self.pool, self._meta, self._sf, snapshot.st[k.ST_GRIPPER_TARGET], seam,
             self._raw, self._work, self._tmp[:3], out,
         )
@@ -507,12 +584,12 @@ class Planner:
         """
         first = 0
         for index in range(1, snapshot.count):
-            if flip >= snapshot.sf[index, k.SF_SEAM] + snapshot.sf[index, k.SF_BLEND]:
+            if flip >= snapshot.sf[index, c.SF_SEAM] + snapshot.sf[index, c.SF_BLEND]:
                 first = index
         kept = range(first, snapshot.count)
         if (
             snapshot.mode == Mode.TRACK
-            and len(kept) < k.SLOTS
+            and len(kept) < c.SLOTS
             and seam + blend <= snapshot.st[k.ST_BRAKE_AT]
         ):
             for target, source in enumerate(kept):
@@ -524,26 +601,32 @@ class Planner:
 
     def _bridge(self, snapshot: Snapshot, flip: float, buffer: int) -> None:
         """Slot 0 of the tables: from the jet commanded at ``flip`` to rest in ``bridge_s``."""
-        n, meta, sf = self.n, self._meta[0], self._sf[0]
         x0, v0, a0 = self._running_jet(snapshot, flip)
-        meta[k.META_BUFFER] = buffer
+        self._write_bridge(x0, v0, a0, flip, buffer)
+
+    def _write_bridge(
+        self, x0: FloatArray, v0: FloatArray, a0: FloatArray, flip: float, buffer: int
+    ) -> None:
+        """Slot 0 as a spline of all columns from value, velocity, acceleration to rest."""
+        meta, sf, columns = self._meta[0], self._sf[0], x0.size
+        meta[c.META_BUFFER] = buffer
         data = self.pool[buffer]
         if not v0.any() and not a0.any():
-            meta[k.META_KIND] = k.KIND_HOLD
-            data[: n + 1] = x0
+            meta[c.META_KIND] = c.KIND_HOLD
+            data[:columns] = x0
             return
         T = self.config.bridge_s
         # cubic velocity: v(0) = v0, v'(0) = a0, v(T) = v'(T) = 0
         c2 = (-3.0 * v0 - 2.0 * a0 * T) / T**2
         c3 = (2.0 * v0 + a0 * T) / T**3
-        coefficients = np.zeros((6, n + 1))
+        coefficients = np.zeros((6, columns))
         coefficients[0], coefficients[1], coefficients[2] = x0, v0, 0.5 * a0
         coefficients[3], coefficients[4] = c2 / 3.0, c3 / 4.0
         data[0:2] = (flip, flip + T)
         data[2 : 2 + coefficients.size] = coefficients.ravel()
-        meta[k.META_KIND], meta[k.META_A], meta[k.META_D] = k.KIND_SPLINE, 1, n + 1
-        meta[k.META_CHANNEL :] = np.arange(n + 1)
-        sf[k.SF_START], sf[k.SF_HORIZON] = flip, T
+        meta[c.META_KIND], meta[c.META_A], meta[c.META_D] = c.KIND_SPLINE, 1, columns
+        meta[c.META_CHANNEL : c.META_CHANNEL + columns] = np.arange(columns)
+        sf[c.SF_START], sf[c.SF_HORIZON] = flip, T
 
     def _fill_slot(
         self, slot: int, buffer: int, reference: AnyReference, columns: Sequence[int],
@@ -554,13 +637,13 @@ class Planner:
         start, horizon = reference.start_s, reference.horizon_s
         if isinstance(reference, ActionField):
             folded = reference.folded
-            meta[: k.META_BUFFER] = (k.KIND_SIREN, folded.L, folded.H, folded.D)
+            meta[: c.META_BUFFER] = (c.KIND_SIREN, folded.L, folded.H, folded.D)
             data[: folded.weights.size] = folded.weights
             if scale != 1.0:
                 start, horizon = seam - (seam - start) / scale, horizon / scale
         else:
             pieces = reference.coefficients.shape[0]
-            meta[: k.META_BUFFER] = (k.KIND_SPLINE, pieces, 0, reference.D)
+            meta[: c.META_BUFFER] = (c.KIND_SPLINE, pieces, 0, reference.D)
             knots, coefficients = reference.knots_s, reference.coefficients
             if scale != 1.0:
                 knots = seam + (knots - seam) / scale
@@ -568,9 +651,9 @@ class Planner:
                 start, horizon = float(knots[0]), float(knots[-1] - knots[0])
             data[: pieces + 1] = knots
             data[pieces + 1 : pieces + 1 + coefficients.size] = coefficients.ravel()
-        meta[k.META_BUFFER] = buffer
-        meta[k.META_CHANNEL :] = columns
-        sf[k.SF_START], sf[k.SF_HORIZON] = start, horizon
+        meta[c.META_BUFFER] = buffer
+        meta[c.META_CHANNEL : c.META_CHANNEL + len(columns)] = columns
+        sf[c.SF_START], sf[c.SF_HORIZON] = start, horizon
 
     def brake_time(self, velocity: FloatArray) -> float:
         """Duration that keeps the braking share of acceleration below two thirds of the limit."""
@@ -582,7 +665,7 @@ class Planner:
         seam: float, end: float, new_end: float, scale: float,
     ) -> tuple[float, float]:
         """(instant, duration) of the brake that ends exactly at the end of the reference."""
-        joints = list(columns[: self.n])
+        joints = list(columns[:-1])
         if isinstance(reference, SplineReference):
             # Only a spline can rest exactly (its last knot is exact; start + horizon of a field is
             # rounded, and beyond its end a field is at rest in name only).
@@ -591,37 +674,41 @@ class Planner:
                 return new_end, 0.0
         probe = max(end - scale * self.config.brake_s / 2, seam)
         speed = scale * np.abs(reference.jet(probe, 1)[1][joints])
-        duration = min(self.brake_time(speed), 2.0 * (new_end - seam))
+        duration = min(self._brake_time(speed), 2.0 * (new_end - seam))
         return new_end - 0.5 * duration, duration
 
     def _scan(
         self, begin: float, end: float, brake_at: float, brake_t: float, count: int,
         snapshot: Snapshot,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        arm, samples = self.arm, self.config.admission_samples
+        samples = self.config.admission_samples
         stop = brake_at + brake_t if brake_t > 0.0 else end
         # a third of the samples on the blend, where accelerations change fastest
         dense = samples // 3 + 1
         newest = self._sf[count - 1]
-        blended = min(float(newest[k.SF_SEAM] + newest[k.SF_BLEND]), stop)
+        blended = min(float(newest[c.SF_SEAM] + newest[c.SF_BLEND]), stop)
         times = np.concatenate([
             np.linspace(begin, blended, dense, endpoint=False),
             np.linspace(blended, stop, samples - dense),
         ])
-        if self._meta[count - 1, k.META_KIND] == k.KIND_SPLINE:  # peaks lie at its knots or between
-            pieces = int(self._meta[count - 1, k.META_A])
-            knots = self.pool[self._meta[count - 1, k.META_BUFFER], : pieces + 1]
+        if self._meta[count - 1, c.META_KIND] == c.KIND_SPLINE:  # peaks lie at its knots or between
+            pieces = int(self._meta[count - 1, c.META_A])
+            knots = self.pool[self._meta[count - 1, c.META_BUFFER], : pieces + 1]
             inside = np.concatenate([knots, 0.5 * (knots[1:] + knots[:-1])])
             inside = inside[(inside > begin) & (inside < stop)]
             times = np.unique(np.concatenate([times, inside]))
+        rows = 4 if np.isfinite(self._limits[3]).any() else 3
+        return self._judge(times, rows, brake_at, brake_t, end, count, snapshot)
+
+    def _scan_jets(
+        self, times: FloatArray, jets: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        arm = self.arm
         ratios, instants = np.zeros(_ROWS), np.zeros(_ROWS)
         joints = np.zeros(_ROWS, dtype=np.int64)
-        rows = 4 if np.isfinite(self._limits[3]).any() else 3
         scan(
-            times, brake_at, brake_t, end, count, self.pool, self._meta, self._sf,
-            snapshot.st[k.ST_GRIPPER_TARGET], arm.model, arm.parent, arm.kind, arm.gravity,
-            self._jp, self._cf, self._limits, arm.tool, self._box, self._raw, self._work,
-            self._tmp[:rows], self._ref[:rows], self._dynamics_work, self._total, self._recent,
+            times, jets, arm.model, arm.parent, arm.kind, arm.gravity, self._jp, self._cf,
+            self._limits, arm.tool, self._box, self._dynamics_work, self._total, self._recent,
             ratios, joints, instants,
         )
         return ratios, joints, instants

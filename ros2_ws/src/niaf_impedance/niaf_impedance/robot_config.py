@@ -88,6 +88,35 @@ class WorkspaceConfig:
 
 
 @dataclass(frozen=True)
+class CartesianConfig:
+    """Cartesian impedance at the tool frame, for references that move the tool.
+
+    Stiffness and damping are equal along and about all axes of the base. The clips bound the pose
+    and twist error that they act on, ``null_*`` is the pull towards the posture at activation
+    (capped at ``null_torque_nm``). ``singular_value`` and ``length_m``: below this singular value
+    of the Jacobian (metres divided by the length) a direction is damped. ``limit_margin_rad``:
+    width of the push away from joint limits, ``limit_torque_share`` its largest torque over the
+    limit.
+    """
+
+    stiffness_n_m: GainRange
+    stiffness_nm_rad: GainRange
+    damping_ns_m: GainRange
+    damping_nms_rad: GainRange
+    null_stiffness_nm_rad: GainRange
+    null_damping_nms_rad: GainRange
+    null_torque_nm: float
+    error_clip_m: float
+    error_clip_rad: float
+    velocity_clip_m_s: float
+    velocity_clip_rad_s: float
+    singular_value: float
+    length_m: float
+    limit_margin_rad: float
+    limit_torque_share: float
+
+
+@dataclass(frozen=True)
 class RobotConfig:
     """One arm. ``urdf`` is the resolved path; ``feedback_delay_s`` the delay inside the drives.
 
@@ -105,6 +134,7 @@ class RobotConfig:
     source: Path
     tool_frame: str = ""
     workspace: WorkspaceConfig | None = None
+    cartesian: CartesianConfig | None = None
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -294,6 +324,29 @@ def _gripper(mapping: object, file: Path) -> GripperConfig:
     return gripper
 
 
+def _cartesian(mapping: object, file: Path) -> CartesianConfig:
+    reader = _Reader(mapping, "cartesian", file)
+    config = CartesianConfig(
+        stiffness_n_m=_gain(reader, "stiffness_n_m"),
+        stiffness_nm_rad=_gain(reader, "stiffness_nm_rad"),
+        damping_ns_m=_gain(reader, "damping_ns_m"),
+        damping_nms_rad=_gain(reader, "damping_nms_rad"),
+        null_stiffness_nm_rad=_gain(reader, "null_stiffness_nm_rad"),
+        null_damping_nms_rad=_gain(reader, "null_damping_nms_rad"),
+        null_torque_nm=reader.number("null_torque_nm", 0.0, above=True),
+        error_clip_m=reader.number("error_clip_m", 0.0, 1.0, above=True),
+        error_clip_rad=reader.number("error_clip_rad", 0.0, 3.0, above=True),
+        velocity_clip_m_s=reader.number("velocity_clip_m_s", 0.0, 5.0, above=True),
+        velocity_clip_rad_s=reader.number("velocity_clip_rad_s", 0.0, 20.0, above=True),
+        singular_value=reader.number("singular_value", 0.0, 1.0, above=True),
+        length_m=reader.number("length_m", 0.0, 5.0, above=True),
+        limit_margin_rad=reader.number("limit_margin_rad", 0.0, 1.0, above=True),
+        limit_torque_share=reader.number("limit_torque_share", 0.0, 1.0),
+    )
+    reader.finish()
+    return config
+
+
 def load_robot_config(path: str | Path) -> RobotConfig:
     """Read and check a robot description. Raises RobotConfigError naming key, value, remedy."""
     file = Path(path).expanduser()
@@ -328,8 +381,11 @@ def load_robot_config(path: str | Path) -> RobotConfig:
         if not all(low < high for low, high in zip(workspace.min_m, workspace.max_m, strict=True)):
             raise reader.fail("workspace", f"min_m {workspace.min_m} must lie below max_m "
                               f"{workspace.max_m} on every axis; swap or correct them")
+    cartesian = None
+    if reader.mapping.get("cartesian") is not None:
+        cartesian = _cartesian(reader.mapping["cartesian"], file)
     tool_frame = reader.text("tool_frame") if reader.mapping.get("tool_frame") else ""
-    reader.used |= {"gripper", "payload", "workspace", "tool_frame"}
+    reader.used |= {"gripper", "payload", "workspace", "tool_frame", "cartesian"}
     config = RobotConfig(
         robot=reader.text("robot"),
         urdf=resolve_urdf(reader.text("urdf"), file.resolve().parent),
@@ -341,6 +397,7 @@ def load_robot_config(path: str | Path) -> RobotConfig:
         payload=payload,
         tool_frame=tool_frame,
         workspace=workspace,
+        cartesian=cartesian,
         source=file,
     )
     reader.finish()

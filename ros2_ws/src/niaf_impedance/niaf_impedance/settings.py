@@ -31,6 +31,8 @@ class ControllerConfig:
     reference that is too fast, as a share of its speed; 1 refuses it instead. velocity_filter_s:
     time constant of the first-order filter on the velocity that damping sees, which then acts that
     much later; 0 for drives that filter themselves.
+
+    ``*_tool_*``: the limits of the same name without "tool", for references that move the tool.
     """
 
     feedforward: str = "full"
@@ -48,6 +50,8 @@ class ControllerConfig:
     jump_margin_rad: float = 0.05
     overspeed_ratio: float = 1.5
     tracking_error_limit_rad: float = 0.5
+    tracking_tool_limit_m: float = 0.15
+    tracking_tool_limit_rad: float = 0.8
     standstill_rad_s: float = 0.05
     damp_gravity: bool = True
     velocity_filter_s: float = 0.0
@@ -58,6 +62,10 @@ class ControllerConfig:
     admit_torque_rate_ratio: float = 1.0
     seam_position_limit_rad: float = 0.35
     seam_velocity_limit_rad_s: float = 2.0
+    seam_tool_position_limit_m: float = 0.10
+    seam_tool_rotation_limit_rad: float = 0.5
+    seam_tool_velocity_limit_m_s: float = 1.0
+    seam_tool_velocity_limit_rad_s: float = 2.0
     start_ahead_s: float = 0.5
     min_remaining_s: float = 0.02
     slow_min_scale: float = 0.2

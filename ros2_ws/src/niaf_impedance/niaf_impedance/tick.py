@@ -13,6 +13,10 @@ Path time sigma is the clock in TRACK. In BRAKE its rate falls from 1 to 0 over 
 quintic profile, so that velocity and acceleration scale by the chain rule and the arm stays on
 its path; a planned brake ends exactly at the end of the newest reference.
 
+Tool references (``CF_TASK``, decided when the controller is built) are blended as poses; the torque
+comes from the Cartesian law (``tool_task.py``) and everything else is the same, on the joint
+equivalents of the reference. See ``composite.py`` for slots and blends of both.
+
 Hand-over. ``planning.py`` prepares the tables of the next composite off the tick, in buffers that
 the tick does not read. The tick takes them over (``flip``) at the first instant past ``flip_s``, if
 nothing has changed meanwhile that the plan did not know (its generation number).
@@ -31,6 +35,8 @@ pool      [P, CAP]            buffers: folded weights, or knots and coefficients
 pi pf     [PI_SIZE] [PF_SIZE] the planned hand-over that waits: flag, tables and instants
 pmeta psf as meta, sf         its slot tables
 tel       [TEL_ROWS, n + 1]   what the tick computed, rows ``TEL_*``
+tool      [12]                tool frame in the last joint's frame
+gains cj scratch              of the Cartesian law, see ``tool_task.py``
 ========  ==================  ==================================================================
 
 No fast-math flag is set in this module: the finite checks below must survive the compiler.
@@ -43,15 +49,33 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from niaf_field.blend import blend_jets, smoothstep5
-from niaf_field.jets import field_jets, time_scale_jets
-from niaf_field.spline import spline_jets
+from niaf_field.blend import smoothstep5
+from niaf_impedance.cartesian import CR_POSITION_ERROR, CR_ROTATION_ERROR
+from niaf_impedance.composite import (
+    KIND_HOLD,
+    META_BUFFER,
+    META_KIND,
+    TOOL_COLUMNS,
+    TOOL_JET,
+    commanded,
+    composite,
+    tool_commanded,
+    tool_composite,
+    tool_hold,
+    tool_step_between,
+)
 from niaf_impedance.dynamics import rnea
-
-SLOTS = 3
-KIND_HOLD, KIND_SIREN, KIND_SPLINE = 0, 1, 2
-META_KIND, META_A, META_B, META_D, META_BUFFER, META_CHANNEL = 0, 1, 2, 3, 4, 5
-SF_START, SF_HORIZON, SF_SEAM, SF_BLEND = 0, 1, 2, 3
+from niaf_impedance.tool_task import (
+    T_JETS,
+    T_OLD,
+    T_REF,
+    T_REPORT,
+    T_SLOT,
+    T_STEP,
+    ramp_gains,
+    tool_step,
+    tool_torque,
+)
 
 MODE_OFF, MODE_TRACK, MODE_BRAKE, MODE_HOLD, MODE_DAMP, MODE_ESTOP = 0, 1, 2, 3, 4, 5
 FF_GRAVITY, FF_NONLINEAR, FF_FULL = 0, 1, 2
@@ -76,7 +100,9 @@ CF_CLOCK_TOLERANCE = 12  # states in a row without advancing time before it is a
 CF_ERROR_CLIP = 13  # largest position error that the stiffness sees, rad; 0: no clip
 CF_DAMPING_RATIO = 14  # 0: kd as set; else kd = 2 ratio sqrt(kp M_ii(q))
 CF_VELOCITY_FILTER = 15  # time constant of the filter on the measured velocity, s; 0: none
-CF_SIZE = 16
+CF_TASK = 16  # 1: references move the tool, 0: the joints
+CF_TRACKING_M, CF_TRACKING_RAD = 17, 18  # tracking error of the tool that is a fault
+CF_SIZE = 19
 
 JP_KP, JP_KD, JP_KP_TARGET, JP_KD_TARGET, JP_KP_RATE, JP_KD_RATE = 0, 1, 2, 3, 4, 5
 JP_TORQUE, JP_TORQUE_RATE, JP_DAMP, JP_COULOMB, JP_VISCOUS, JP_ARMATURE = 6, 7, 8, 9, 10, 11
@@ -120,83 +146,29 @@ TEL_ROWS = 12
 
 
 @njit(cache=True, nogil=True)
-def _slot_jet(data, meta, sf, gripper_hold, s, raw, work, out):
-    """Jet of one slot at path time s, columns gathered into ``out`` [order + 1, n + 1]."""
-    rows, columns = out.shape
-    kind = meta[META_KIND]
-    if kind == KIND_HOLD:
-        for c in range(columns):
-            out[0, c] = data[c]
-            for r in range(1, rows):
-                out[r, c] = 0.0
-        return
-    a, b, d = meta[META_A], meta[META_B], meta[META_D]
-    jet = raw[0 : rows * d].reshape((rows, d))
-    if kind == KIND_SIREN:
-        field_jets(data, a, b, d, sf[SF_START], sf[SF_HORIZON], s, rows - 1, jet, work)
-    else:
-        coefficients = data[a + 1 : a + 1 + a * 6 * d].reshape((a, 6, d))
-        spline_jets(data[0 : a + 1], coefficients, s, rows - 1, jet)
-    for c in range(columns):
-        channel = meta[META_CHANNEL + c]
-        if channel >= 0:
-            for r in range(rows):
-                out[r, c] = jet[r, channel]
-        else:
-            out[0, c] = gripper_hold
-            for r in range(1, rows):
-                out[r, c] = 0.0
+def commanded_tool(st, si, t, pool, meta, sf, raw, work, scratch, place):
+    """Tool jet commanded at clock time t into ``scratch`` from ``place``; returns (sigma, rate,
+    stopped)."""
+    jets = scratch[T_JETS : T_JETS + 3 * TOOL_COLUMNS].reshape((3, TOOL_COLUMNS))
+    other, out = scratch[T_SLOT : T_SLOT + TOOL_JET], scratch[place : place + TOOL_JET]
+    if si[SI_MODE] == MODE_HOLD:
+        tool_composite(1, pool, meta, sf, st[ST_GRIPPER_HOLD], t, raw, work, jets, other, out)
+        return t, 0.0, False
+    return tool_commanded(
+        t, st[ST_BRAKE_AT], st[ST_BRAKE_T], st[ST_END], si[SI_COUNT], pool, meta, sf,
+        st[ST_GRIPPER_HOLD], raw, work, jets, other, out)
 
 
 @njit(cache=True, nogil=True)
-def composite(count, pool, meta, sf, gripper_hold, s, raw, work, tmp, out):
-    """Blended reference at path time s: value and path derivatives [order + 1, n + 1] (order 2 or 3
-    by the shapes of ``tmp`` and ``out``)."""
-    first = 0
-    for k in range(1, count):
-        if s >= sf[k, SF_SEAM] + sf[k, SF_BLEND]:
-            first = k
-    for k in range(first, count):
-        if k > first and s <= sf[k, SF_SEAM]:
-            continue  # weight zero
-        data = pool[meta[k, META_BUFFER]]
-        if k == first:
-            _slot_jet(data, meta[k], sf[k], gripper_hold, s, raw, work, out)
-        else:
-            _slot_jet(data, meta[k], sf[k], gripper_hold, s, raw, work, tmp)
-            blend_jets(out, tmp, s, sf[k, SF_SEAM], sf[k, SF_BLEND], out)
+def _note_seam(st, row, step):
+    """Keep the largest step of the reference at a hand-over, row 0 (pose) to 2 (acceleration)."""
+    st[ST_SEAM_POSITION + row] = max(st[ST_SEAM_POSITION + row], abs(step))
 
 
 @njit(cache=True, nogil=True)
-def path_time(t, brake_at, brake_t):
-    """(sigma, its first, second and third derivative, stopped) at clock time t with braking planned
-    at brake_at over brake_t."""
-    if t <= brake_at or brake_t <= 0.0:
-        return t, 1.0, 0.0, 0.0, False
-    x = (t - brake_at) / brake_t
-    if x >= 1.0:
-        return brake_at + 0.5 * brake_t, 0.0, 0.0, 0.0, True
-    value, first, second, _ = smoothstep5(x)
-    x4 = x * x * x * x
-    integral = x4 * (2.5 + x * (x - 3.0))
-    sigma = brake_at + brake_t * (x - integral)
-    return sigma, 1.0 - value, -first / brake_t, -second / (brake_t * brake_t), False
-
-
-@njit(cache=True, nogil=True)
-def commanded(t, brake_at, brake_t, end, count, pool, meta, sf, hold_width, raw, work, tmp, out):
-    """Reference at clock time t, time derivatives, into ``out``; returns (sigma, rate, stopped)."""
-    s, rate, rate_dot, rate_ddot, stopped = path_time(t, brake_at, brake_t)
-    if brake_t <= 0.0 and t >= end:  # the reference ends at rest by itself
-        s, rate, rate_dot, rate_ddot, stopped = end, 0.0, 0.0, 0.0, True
-    composite(count, pool, meta, sf, hold_width, s, raw, work, tmp, out)
-    if rate != 1.0:
-        time_scale_jets(out, rate, rate_dot, rate_ddot, out)
-    return s, rate, stopped
-
-
-@njit(cache=True, nogil=True)
-def flip(st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref):
+def flip(
+    cf, st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref, scratch
+):
     """Take over the waiting plan, or drop it when the world has moved on; measure the seam step.
 
     tmp [2, 3, n + 1] scratch. True when taken over.
@@ -209,7 +181,10 @@ def flip(st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref):
         return False
     at, hold_width = pf[PF_FLIP], st[ST_GRIPPER_HOLD]
     count, old = si[SI_COUNT], tmp[1]
-    if mode == MODE_HOLD:
+    moves_tool = cf[CF_TASK] != 0.0
+    if moves_tool:
+        commanded_tool(st, si, at, pool, meta, sf, raw, work, scratch, T_OLD)
+    elif mode == MODE_HOLD:
         composite(1, pool, meta, sf, hold_width, at, raw, work, tmp[0], old)
     else:
         commanded(at, st[ST_BRAKE_AT], st[ST_BRAKE_T], st[ST_END], count, pool, meta, sf,
@@ -225,12 +200,20 @@ def flip(st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref):
     si[SI_COUNT], si[SI_SEQUENCE] = count, pi[PI_SEQUENCE]
     si[SI_MODE] = MODE_TRACK
     si[SI_GENERATION] += 1
+    if moves_tool:
+        commanded_tool(st, si, at, pool, meta, sf, raw, work, scratch, T_REF)
+        step = scratch[T_STEP : T_STEP + 18].reshape((3, 6))
+        tool_step_between(
+            scratch[T_OLD : T_OLD + TOOL_JET], scratch[T_REF : T_REF + TOOL_JET], step)
+        for r in range(3):
+            for c in range(6):
+                _note_seam(st, r, step[r, c])
+        return True
     commanded(at, st[ST_BRAKE_AT], st[ST_BRAKE_T], st[ST_END], count, pool, meta, sf,
               st[ST_GRIPPER_HOLD], raw, work, tmp[0], ref)
     for i in range(ref.shape[1] - 1):
-        st[ST_SEAM_POSITION] = max(st[ST_SEAM_POSITION], abs(ref[0, i] - old[0, i]))
-        st[ST_SEAM_VELOCITY] = max(st[ST_SEAM_VELOCITY], abs(ref[1, i] - old[1, i]))
-        st[ST_SEAM_ACCELERATION] = max(st[ST_SEAM_ACCELERATION], abs(ref[2, i] - old[2, i]))
+        for r in range(3):
+            _note_seam(st, r, ref[r, i] - old[r, i])
     return True
 
 
@@ -242,7 +225,7 @@ def friction(velocity, coulomb, viscous, speed):
 @njit(cache=True, nogil=True)
 def tick(
     t, q_in, dq_in, cf, jp, st, si, model, parent, kind, gravity, pool, meta, sf, pi, pf, pmeta,
-    psf, raw, work, tmp, ref, dynamics_work, dyn, tel, tau,
+    psf, raw, work, tmp, ref, dynamics_work, dyn, tel, tau, tool, gains, cj, scratch,
 ):
     """Advance the controller to time ``t`` with measured ``q_in``, ``dq_in`` [n] into ``tau`` [n].
 
@@ -256,6 +239,8 @@ def tick(
     if not clock_good or dt < 0.0:
         si[SI_DROPPED] += 1
         dt = 0.0
+        if clock_good and si[SI_MODE] in (MODE_DAMP, MODE_ESTOP):
+            st[ST_T] = t  # the clock was set back: damping must go on by the new one
     advancing = dt > 0.0
     if advancing:
         st[ST_T] = t
@@ -300,18 +285,27 @@ def tick(
 
     # -- reference -----------------------------------------------------------------------------
     if pi[PI_WAITING] != 0 and now >= pf[PF_FLIP]:
-        flip(st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref)
+        flip(cf, st, si, pool, meta, sf, pi, pf, pmeta, psf, raw, work, tmp, ref, scratch)
         mode = si[SI_MODE]
     following = mode in (MODE_TRACK, MODE_BRAKE, MODE_HOLD)
     hold_width = st[ST_GRIPPER_HOLD]
+    moves_tool = cf[CF_TASK] != 0.0
+    smoothing = dt / (cf[CF_VELOCITY_FILTER] + dt) if dt > 0.0 else 0.0
     if following:
         if mode == MODE_HOLD:
             st[ST_RATE] = 0.0
-            composite(1, pool, meta, sf, hold_width, now, raw, work, tmp[0], ref)
+            if moves_tool:
+                commanded_tool(st, si, now, pool, meta, sf, raw, work, scratch, T_REF)
+            else:
+                composite(1, pool, meta, sf, hold_width, now, raw, work, tmp[0], ref)
         else:
-            s, rate, stopped = commanded(
-                now, st[ST_BRAKE_AT], st[ST_BRAKE_T], st[ST_END], si[SI_COUNT], pool, meta, sf,
-                hold_width, raw, work, tmp[0], ref)
+            if moves_tool:
+                s, rate, stopped = commanded_tool(
+                    st, si, now, pool, meta, sf, raw, work, scratch, T_REF)
+            else:
+                s, rate, stopped = commanded(
+                    now, st[ST_BRAKE_AT], st[ST_BRAKE_T], st[ST_END], si[SI_COUNT], pool, meta,
+                    sf, hold_width, raw, work, tmp[0], ref)
             st[ST_SIGMA] = s
             st[ST_RATE] = rate
             if stopped:
@@ -320,10 +314,20 @@ def tick(
                 si[SI_GENERATION] += 1
                 meta[0, META_KIND] = KIND_HOLD
                 meta[0, META_BUFFER] = 0
-                for c in range(n + 1):
-                    pool[0, c] = ref[0, c]
+                if moves_tool:
+                    tool_hold(scratch[T_REF : T_REF + TOOL_JET], pool[0])
+                else:
+                    for c in range(n + 1):
+                        pool[0, c] = ref[0, c]
             elif rate < 1.0:
                 mode = MODE_BRAKE
+        if moves_tool:
+            ramp_gains(gains, cj, dt_limited)
+            estimate = dyn[5, 0:n]
+            for i in range(n):
+                before = tel[TEL_DQ_FILTERED, i]
+                estimate[i] = before + smoothing * (dq[i] - before)
+            tool_step(q, estimate, model, parent, kind, tool, gains, cj, scratch, ref)
         if fault == 0:
             for c in range(n + 1):
                 if not (np.isfinite(ref[0, c]) and np.isfinite(ref[1, c])
@@ -333,6 +337,11 @@ def tick(
             for i in range(n):
                 if abs(ref[0, i] - q[i]) > jp[JP_TRACKING, i]:
                     fault, fault_joint = F_TRACKING_ERROR, i
+            if moves_tool and (
+                scratch[T_REPORT + CR_POSITION_ERROR] > cf[CF_TRACKING_M]
+                or scratch[T_REPORT + CR_ROTATION_ERROR] > cf[CF_TRACKING_RAD]
+            ):
+                fault, fault_joint = F_TRACKING_ERROR, -1
         if fault != 0:
             si[SI_FAULT] = fault
             si[SI_FAULT_JOINT] = fault_joint
@@ -362,7 +371,8 @@ def tick(
             for i in range(n):
                 acceleration[i] = ref[2, i]
             rnea(model, parent, kind, gravity, q, velocity_now, acceleration, dynamics_work, total)
-        if cf[CF_DAMPING_RATIO] > 0.0:  # one joint a tick: the inertia changes slowly
+        # one joint a tick: the inertia changes slowly
+        if cf[CF_DAMPING_RATIO] > 0.0 and not moves_tool:
             j = si[SI_TICKS] % n
             unit = dyn[5]
             for i in range(n):
@@ -373,7 +383,6 @@ def tick(
             damping = 2.0 * cf[CF_DAMPING_RATIO] * np.sqrt(jp[JP_KP, j] * inertia)
             jp[JP_KD_TARGET, j] = min(max(damping, jp[JP_KD_MIN, j]), jp[JP_KD_MAX, j])
         clip, filtered = cf[CF_ERROR_CLIP], tel[TEL_DQ_FILTERED]
-        smoothing = dt / (cf[CF_VELOCITY_FILTER] + dt) if dt > 0.0 else 0.0
         for i in range(n):
             for kp, target, ramp in ((JP_KP, JP_KP_TARGET, JP_KP_RATE),
                                      (JP_KD, JP_KD_TARGET, JP_KD_RATE)):
@@ -396,6 +405,9 @@ def tick(
             tel[TEL_INERTIA, i] = strength * inertia
             tel[TEL_FRICTION, i] = strength * cf[CF_FRICTION_SCALE] * friction(
                 ref[1, i], jp[JP_COULOMB, i], jp[JP_VISCOUS, i], cf[CF_COULOMB_SPEED])
+        if moves_tool:
+            tool_torque(
+                strength, scratch, tel[TEL_STIFFNESS], tel[TEL_DAMPING], tel[TEL_POSTURE])
         tel[TEL_Q_REF, n] = ref[0, n]
         tel[TEL_DQ_REF, n] = ref[1, n]
         tel[TEL_DDQ_REF, n] = ref[2, n]
@@ -420,6 +432,7 @@ def tick(
             tel[TEL_GRAVITY, i] = cf[CF_DAMP_GRAVITY] * bias[i]
             tel[TEL_INERTIA, i] = 0.0
             tel[TEL_FRICTION, i] = 0.0
+            tel[TEL_POSTURE, i] = 0.0
     si[SI_MODE] = mode
 
     # -- sum and limits (nothing after this touches the torque) -----------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from niaf_impedance.robot_config import RobotConfig
+from niaf_impedance.robot_config import GainRange, RobotConfig
 
 #: ranges of the global values: (minimum, maximum)
 STIFFNESS_SCALE = (0.0, 2.0)
@@ -30,6 +30,8 @@ class Tuning:
     the present pose, inside the joint's range of kd. error_clip_rad: largest position error that
     the stiffness acts on, so that a blocked arm pushes with at most kp times clip; 0: no clip.
     friction_scale: share of the friction that is compensated (above 1 it would drive the joint).
+    tool_*: Cartesian impedance, for references that move the tool; zero where the description has
+    no section ``cartesian``. stiffness_scale multiplies its stiffness as well.
     """
 
     kp: tuple[float, ...]
@@ -41,6 +43,12 @@ class Tuning:
     damping_ratio: float = 0.0
     error_clip_rad: float = 0.0
     friction_scale: float = 0.8
+    tool_stiffness_n_m: float = 0.0
+    tool_stiffness_nm_rad: float = 0.0
+    tool_damping_ns_m: float = 0.0
+    tool_damping_nms_rad: float = 0.0
+    tool_null_stiffness_nm_rad: float = 0.0
+    tool_null_damping_nms_rad: float = 0.0
 
     @staticmethod
     def of(robot: RobotConfig) -> Tuning:
@@ -52,6 +60,7 @@ class Tuning:
             coulomb_nm=tuple(joint.coulomb_nm for joint in joints),
             viscous_nms_rad=tuple(joint.viscous_nms_rad for joint in joints),
             torque_limit_nm=tuple(joint.torque_limit_nm for joint in joints),
+            **{f"tool_{name}": gain.default for name, gain in tool_gains(robot).items()},
         )
 
     def effective_kp(self, robot: RobotConfig) -> tuple[float, ...]:
@@ -60,6 +69,16 @@ class Tuning:
             min(max(kp * self.stiffness_scale, joint.kp.minimum), joint.kp.maximum)
             for kp, joint in zip(self.kp, robot.joints, strict=True)
         )
+
+    def effective_tool_stiffness(self, robot: RobotConfig) -> tuple[float, float]:
+        """Cartesian stiffness (N/m, Nm/rad) times the stiffness scale, inside its ranges."""
+        gains = tool_gains(robot)
+        translation, rotation = (
+            min(max(value * self.stiffness_scale, gains[name].minimum), gains[name].maximum)
+            for name, value in (("stiffness_n_m", self.tool_stiffness_n_m),
+                                ("stiffness_nm_rad", self.tool_stiffness_nm_rad))
+        )
+        return translation, rotation
 
     def outside_ranges(self, robot: RobotConfig) -> str:
         """The first value outside its range, by parameter name; empty when all are inside."""
@@ -77,6 +96,8 @@ class Tuning:
             ("damping_ratio", self.damping_ratio, DAMPING_RATIO),
             ("error_clip_rad", self.error_clip_rad, ERROR_CLIP_RAD),
             ("friction_scale", self.friction_scale, FRICTION_SCALE),
+            *((f"cartesian.{name}", getattr(self, f"tool_{name}"), (gain.minimum, gain.maximum))
+              for name, gain in tool_gains(robot).items()),
         ):
             if not low <= value <= high:
                 return f"{name} = {value:g} is outside [{low:g}, {high:g}]; choose a value inside"
@@ -95,6 +116,19 @@ class Tuning:
 
 
 Range = tuple[float, float]
+
+#: Cartesian gains: name in the description and of the parameter ``cartesian.<name>``
+TOOL_GAINS = (
+    "stiffness_n_m", "stiffness_nm_rad", "damping_ns_m", "damping_nms_rad",
+    "null_stiffness_nm_rad", "null_damping_nms_rad",
+)
+
+
+def tool_gains(robot: RobotConfig) -> dict[str, GainRange]:
+    """The Cartesian gains of the description; none without its section ``cartesian``."""
+    if robot.cartesian is None:
+        return {}
+    return {name: getattr(robot.cartesian, name) for name in TOOL_GAINS}
 
 
 def friction_range(described: float) -> Range:
