@@ -18,6 +18,8 @@ from niaf_impedance import tick as k
 from niaf_impedance.admission import Reason
 from niaf_impedance.arm_model import ArmModel
 from niaf_impedance.cartesian import (
+    CJ_NULL_KD,
+    CJ_NULL_KP,
     CP_LIMIT_MARGIN,
     CP_SIGMA,
     CP_SIZE,
@@ -35,7 +37,7 @@ from niaf_impedance.planning import (
 )
 from niaf_impedance.settings import ControllerConfig
 from niaf_impedance.tool_setup import tool_columns
-from niaf_impedance.tool_task import TARGET
+from niaf_impedance.tool_task import G_NULL_KD, G_NULL_KP, TARGET
 
 FloatArray = np.ndarray
 
@@ -231,11 +233,15 @@ class ToolPlanner(Planner):
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Joint path [K, 3, n], residual [K, 2], sigma [K] of ``motions`` [K, 24]."""
         arm, count = self.arm, times.size
+        gains, cj = self._gains[TARGET], self._cj.copy()
+        # what the gains will be, not what a ramp has reached: a plan must not depend on the tick
+        # that goes on beside it
+        cj[CJ_NULL_KP], cj[CJ_NULL_KD] = gains[G_NULL_KP], gains[G_NULL_KD]
         path = [np.empty((count, self.n)) for _ in range(3)]
         residual, sigma = np.empty((count, 2)), np.empty(count)
         cartesian_rollout(
             times, motions, snapshot.q, snapshot.dq, arm.model, arm.parent, arm.kind, arm.tool,
-            self._gains[TARGET, :CP_SIZE], self._cj, _RATE_RAD_S, _STEP_S, self._rollout_work,
+            gains[:CP_SIZE], cj, _RATE_RAD_S, _STEP_S, self._rollout_work,
             *path, residual, sigma,
         )
         return np.stack(path, axis=1), residual, sigma

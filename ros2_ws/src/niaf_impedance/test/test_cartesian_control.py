@@ -1,20 +1,42 @@
 """Fields that move the tool: the same admission, hand-over, stop ladder and tick as for joints."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pinocchio
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from impedance_support import Plant, make_prior, make_spline, run
 from scipy.spatial.transform import Rotation
 
-from niaf_field import ActionField, Channel, ChannelError, fold, initial_prior
-from niaf_impedance import ArmModel, ControllerConfig, Fault, ImpedanceController, Mode, Verdict
+from niaf_field import (
+    ActionField,
+    Channel,
+    ChannelError,
+    fold,
+    initial_prior,
+    make_field_message,
+    to_message,
+)
+from niaf_impedance import (
+    ArmModel,
+    ControllerConfig,
+    Fault,
+    ImpedanceController,
+    Mode,
+    Verdict,
+    default_robot_config_path,
+)
 from niaf_impedance import tick as k
 from niaf_impedance import tool_task as task
 from niaf_impedance.admission import Reason
+from niaf_impedance.journal import JournaledController, restore_state, state_values
+from niaf_impedance.references import reference_from_message
+from niaf_impedance.replay import replay_session
+from niaf_impedance.robot_config import RobotConfigError, load_robot_config
 from niaf_impedance.settings import ControllerConfigError
 from niaf_impedance.tool_setup import tool_pose
 
@@ -131,6 +153,38 @@ def test_an_arm_without_cartesian_parameters_is_refused(arm, tool_prior):
     bare = ArmModel(dataclasses.replace(arm.config, cartesian=None))
     with pytest.raises(ControllerConfigError, match="no section 'cartesian'"):
         ImpedanceController(ControllerConfig(), bare, tool_prior)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("stiffness_n_m", {"default": 9e3, "min": 0.0, "max": 2e3}, "n_m.default: is 9000"),
+        ("error_clip_m", -0.1, "cartesian.error_clip_m: is -0.1"),
+        ("limit_torque_share", 1.5, "cartesian.limit_torque_share: is 1.5"),
+        ("softness", 1.0, "cartesian.softness: unknown key"),
+    ],
+)
+def test_cartesian_parameters_are_checked_by_name(arm, tmp_path, key, value, words):
+    document = yaml.safe_load(arm.config.source.read_text())
+    document["cartesian"][key] = value
+    file = tmp_path / "robot.yaml"
+    file.write_text(yaml.safe_dump(document))
+    with pytest.raises(RobotConfigError, match=words):
+        load_robot_config(file)
+
+
+@pytest.mark.parametrize("robot", ["panda", "fr3", "ur5e"])
+def test_the_shipped_gains_suit_the_delay_and_hold_the_arm(robot):
+    arm = ArmModel.from_yaml(default_robot_config_path(robot))
+    channels = make_tool_prior().channels[: 7 if arm.config.gripper else 6]
+    prior = initial_prior(channels, sine_layers=1, width=4, omega0=1.0, horizon_s=1.0)
+    controller = ImpedanceController(ControllerConfig(), arm, prior)
+    assert controller.check_tuning(controller.tuning, 0.002) == ""
+    plant = Plant(arm, arm.config.home_rad)
+    controller.activate(0.0, plant.q, plant.dq)
+    run(controller, plant, 0.3)
+    np.testing.assert_allclose(plant.q, arm.config.home_rad, atol=1e-6)
+    assert controller.mode == Mode.HOLD
 
 
 # -- hold and follow -------------------------------------------------------------------------------
@@ -574,6 +628,60 @@ def test_a_thousand_ticks_allocate_nothing(tool_holding, arm, tool_prior):
         tracemalloc.stop()
     assert controller.mode == Mode.TRACK
     assert after - before < 2000
+
+
+# -- recordings ------------------------------------------------------------------------------------
+def tool_message(prior, anchor, t_s, sequence):
+    rng = np.random.default_rng(sequence)
+    field = make_field_message(
+        prior, 0.2 * rng.normal(size=prior.gamma_length), 0.2 * rng.normal(size=prior.beta_length),
+        anchor, stamp_s=t_s, sequence=sequence,
+    )
+    empty = SimpleNamespace(
+        header=SimpleNamespace(stamp=SimpleNamespace()), start=SimpleNamespace())
+    return to_message(empty, field)
+
+
+def test_a_recorded_run_is_made_again_bit_for_bit(arm, tool_prior):
+    """Fields judged on one tick and committed later, over a gain ramp, a brake and a stop."""
+    c = JournaledController(ControllerConfig(), arm, tool_prior)
+    plant = Plant(arm, arm.config.home_rad)
+    c.activate(0.0, plant.q, plant.dq)
+    pending, accepted, torques = None, 0, []
+    for step in range(1400):
+        t = plant.time_s
+        if pending is not None and step % 100 == 16:
+            accepted += c.commit(c.plan(*pending)).accepted
+            pending = None
+        if step % 100 == 10 and step < 800:
+            message = tool_message(tool_prior, anchor_of(arm, plant.q), t, step)
+            snapshot = c.snapshot_for(message, t, 0.01, step)
+            reference = reference_from_message(message, snapshot, arm, tool_prior, 0, step)
+            pending = (snapshot, t, reference, 0.01)
+        if step == 315:
+            c.set_tuning(dataclasses.replace(c.tuning, tool_null_stiffness_nm_rad=30.0))
+        elif step == 850:
+            c.brake(c.last_tick_s)
+        torques.append(c.tick(t, plant.q, plant.dq).copy())
+        plant.step(torques[-1])
+    assert accepted >= 6
+    assert c.mode == Mode.HOLD
+    c.journal.hand_over()
+    outcome = replay_session(
+        c.journal.take(0.0),
+        lambda setup: ImpedanceController(setup.config, arm, tool_prior),
+        lambda event: event.message,
+    )
+    assert outcome.identical, outcome.departure
+    assert outcome.ticks == len(torques)
+    # and from a checkpoint
+    other = ImpedanceController(ControllerConfig(), arm, tool_prior)
+    other.set_tuning(c.tuning)
+    restore_state(other, state_values(c))
+    for _ in range(50):
+        tau = c.tick(plant.time_s, plant.q, plant.dq)
+        np.testing.assert_array_equal(other.tick(plant.time_s, plant.q, plant.dq), tau)
+        plant.step(tau)
 
 
 def test_the_jacobian_of_the_shipped_tool_frame_is_that_of_pinocchio(arm):
