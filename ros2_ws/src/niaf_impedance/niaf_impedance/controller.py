@@ -187,6 +187,8 @@ class ImpedanceController:
             cf[k.CF_GRIPPER_MAX] = gripper.max_width_m
             cf[k.CF_GRIPPER_SPEED] = gripper.speed_limit_m_s
             cf[k.CF_GRIPPER_HYSTERESIS] = gripper.hysteresis_m
+        cf[k.CF_FROZEN_REFERENCE] = config.frozen_reference_rad
+        cf[k.CF_FROZEN_MOTION] = config.frozen_motion_rad
         cf[k.CF_VELOCITY_FILTER] = config.velocity_filter_s
         self._jp[k.JP_TRACKING] = config.tracking_error_limit_rad
         cf[k.CF_TASK] = 1.0 if self.moves_tool else 0.0
@@ -209,6 +211,15 @@ class ImpedanceController:
     @property
     def fault(self) -> Fault:
         return Fault(int(self._si[k.SI_FAULT]))
+
+    @property
+    def silent(self) -> bool:
+        """Nothing should be sent any more: what is measured cannot be trusted, so the drives' own
+        watchdog, which has its own measurement, damps better than this controller could. Until the
+        torque has come down to the arm's weight it is still sent."""
+        if self.mode != Mode.DAMP or self.fault != Fault.STATE_FROZEN:
+            return False
+        return bool(np.abs(self._tau - self.telemetry.tau_gravity).max() < 1e-6)
 
     @property
     def fault_joint(self) -> str:
@@ -331,6 +342,7 @@ class ImpedanceController:
         else:
             self._pool[0, : n + 1] = self._tel[k.TEL_Q_REF]
         self._tel[k.TEL_DQ_FILTERED, :n] = dq
+        self._tel[k.TEL_FROZEN_REFERENCE, :n] = q
         self._meta[0, c.META_KIND], self._meta[0, c.META_BUFFER] = c.KIND_HOLD, 0
         generation = int(si[k.SI_GENERATION])
         si[:] = 0

@@ -28,6 +28,7 @@ class Fault(IntEnum):
     STATE_STALE = 11
     STATE_JUMP = 12
     CLOCK_NOT_ADVANCING = 13
+    STATE_FROZEN = 14
     OVERSPEED = 20
     TRACKING_ERROR = 21
     REFERENCE_NOT_FINITE = 30
@@ -69,6 +70,11 @@ FAULT_TEXT: dict[Fault, FaultText] = {
         "many states in a row carried a time stamp that did not advance",
         "DAMP",
         "check the publisher's clock and that only one publishes joint states, then ~/reset",
+    ),
+    Fault.STATE_FROZEN: FaultText(
+        "a measured position did not change in any bit while the joint should have moved",
+        "torque down to the arm's weight, then silence, so that the drives' own watchdog damps",
+        "free the joint if it is stuck; repair the encoder or the driver that repeats old values, then ~/reset at standstill",
     ),
     Fault.OVERSPEED: FaultText(
         "a joint moved faster than overspeed_ratio times its velocity limit",

@@ -30,7 +30,9 @@ class ControllerConfig:
     instant (a blend does), torque may not. slow_min_scale: how far admission may stretch a
     reference that is too fast, as a share of its speed; 1 refuses it instead. velocity_filter_s:
     time constant of the first-order filter on the velocity that damping sees, which then acts that
-    much later; 0 for drives that filter themselves.
+    much later; 0 for drives that filter themselves. frozen_*_rad: a joint whose reading does not
+    change in any bit while its reference or the integral of its measured velocity goes that far is
+    a fault; 0 does not check.
 
     ``*_tool_*``: the limits of the same name without "tool", for references that move the tool.
     """
@@ -48,6 +50,8 @@ class ControllerConfig:
     dt_max_s: float = 0.005
     clock_tolerance_ticks: int = 20
     jump_margin_rad: float = 0.05
+    frozen_reference_rad: float = 0.03
+    frozen_motion_rad: float = 0.005
     overspeed_ratio: float = 1.5
     tracking_error_limit_rad: float = 0.5
     tracking_tool_limit_m: float = 0.15
@@ -76,7 +80,7 @@ class ControllerConfig:
                 f"feedforward is {self.feedforward!r}; use one of {sorted(FEEDFORWARD)}"
             )
         zero_allowed = {
-            "jump_margin_rad", "min_remaining_s", "start_ahead_s", "velocity_filter_s"
+            "frozen_motion_rad", "frozen_reference_rad", "jump_margin_rad", "min_remaining_s", "start_ahead_s", "velocity_filter_s"
         }
         for entry in fields(self):
             value = getattr(self, entry.name)

@@ -81,7 +81,7 @@ MODE_OFF, MODE_TRACK, MODE_BRAKE, MODE_HOLD, MODE_DAMP, MODE_ESTOP = 0, 1, 2, 3,
 FF_GRAVITY, FF_NONLINEAR, FF_FULL = 0, 1, 2
 
 # fault numbers: niaf_impedance.faults.Fault (a test holds the two together)
-F_STATE_NOT_FINITE, F_STATE_STALE, F_STATE_JUMP, F_CLOCK = 10, 11, 12, 13
+F_STATE_NOT_FINITE, F_STATE_STALE, F_STATE_JUMP, F_CLOCK, F_STATE_FROZEN = 10, 11, 12, 13, 14
 F_OVERSPEED, F_TRACKING_ERROR, F_REFERENCE_NOT_FINITE, F_DYNAMICS_NOT_FINITE = 20, 21, 30, 31
 
 CF_DT_MAX = 0  # largest dt that the torque-rate limit and ramps are given, s
@@ -102,7 +102,10 @@ CF_DAMPING_RATIO = 14  # 0: kd as set; else kd = 2 ratio sqrt(kp M_ii(q))
 CF_VELOCITY_FILTER = 15  # time constant of the filter on the measured velocity, s; 0: none
 CF_TASK = 16  # 1: references move the tool, 0: the joints
 CF_TRACKING_M, CF_TRACKING_RAD = 17, 18  # tracking error of the tool that is a fault
-CF_SIZE = 19
+# a joint whose reading does not change in any bit while its reference, or the integral of its
+# measured velocity, goes this far is a fault, rad; 0: not checked
+CF_FROZEN_REFERENCE, CF_FROZEN_MOTION = 19, 20
+CF_SIZE = 21
 
 JP_KP, JP_KD, JP_KP_TARGET, JP_KD_TARGET, JP_KP_RATE, JP_KD_RATE = 0, 1, 2, 3, 4, 5
 JP_TORQUE, JP_TORQUE_RATE, JP_DAMP, JP_COULOMB, JP_VISCOUS, JP_ARMATURE = 6, 7, 8, 9, 10, 11
@@ -142,7 +145,9 @@ PF_FLIP, PF_BRAKE_AT, PF_BRAKE_T, PF_END, PF_SIZE = 0, 1, 2, 3, 4
 TEL_Q_REF, TEL_DQ_REF, TEL_DDQ_REF, TEL_Q, TEL_DQ = 0, 1, 2, 3, 4
 TEL_STIFFNESS, TEL_DAMPING, TEL_GRAVITY, TEL_INERTIA, TEL_FRICTION = 5, 6, 7, 8, 9
 TEL_DQ_FILTERED, TEL_POSTURE = 10, 11
-TEL_ROWS = 12
+# since the joint's reading changed last: its reference then, and the integral of its velocity
+TEL_FROZEN_REFERENCE, TEL_FROZEN_MOTION = 12, 13
+TEL_ROWS = 14
 
 
 @njit(cache=True, nogil=True)
@@ -267,12 +272,34 @@ def tick(
                 fault, fault_joint = F_STATE_JUMP, i
             elif abs(dq_in[i]) > cf[CF_OVERSPEED_RATIO] * jp[JP_VELOCITY, i]:
                 fault, fault_joint = F_OVERSPEED, i
+        alive = 0.3  # of the margin, while no joint's reading changes at all
         for i in range(n):
+            if q_in[i] != q[i]:
+                alive = 1.0
+        for i in range(n):
+            if q_in[i] != q[i]:
+                tel[TEL_FROZEN_REFERENCE, i] = tel[TEL_Q_REF, i]
+                tel[TEL_FROZEN_MOTION, i] = 0.0
+            else:
+                tel[TEL_FROZEN_MOTION, i] += dq_in[i] * dt
+                asked = abs(tel[TEL_Q_REF, i] - tel[TEL_FROZEN_REFERENCE, i])
+                moved = abs(tel[TEL_FROZEN_MOTION, i])
+                if fault == 0 and (
+                    asked > alive * cf[CF_FROZEN_REFERENCE] > 0.0 or moved > cf[CF_FROZEN_MOTION] > 0.0
+                ):
+                    fault, fault_joint = F_STATE_FROZEN, i
             q[i] = q_in[i]
             dq[i] = dq_in[i]
-    else:
-        for i in range(n):  # keep the last finite pose for gravity; no velocity is known
-            dq[i] = 0.0
+    else:  # what is finite still serves gravity and damping, joint by joint
+        for i in range(n):
+            if np.isfinite(dq_in[i]):
+                dq[i] = dq_in[i]
+            elif np.isfinite(q_in[i]) and dt > 0.0:
+                dq[i] = (q_in[i] - q[i]) / dt
+            else:
+                dq[i] = 0.0
+            if np.isfinite(q_in[i]):
+                q[i] = q_in[i]
     if dt > cf[CF_STATE_TIMEOUT]:
         fault, fault_joint = F_STATE_STALE, -1
     elif si[SI_STUCK] > cf[CF_CLOCK_TOLERANCE]:
@@ -423,12 +450,14 @@ def tick(
         st[ST_GRIPPER] += min(max(st[ST_GRIPPER_TARGET] - st[ST_GRIPPER], -reach), reach)
     else:
         for i in range(n):
+            # a frozen reading says nothing about speed: the drives' watchdog has to damp
+            trusted = 0.0 if si[SI_FAULT] == F_STATE_FROZEN else 1.0
             tel[TEL_Q_REF, i] = q[i]
             tel[TEL_DQ_REF, i] = 0.0
             tel[TEL_DDQ_REF, i] = 0.0
             tel[TEL_DQ_FILTERED, i] = dq[i]
             tel[TEL_STIFFNESS, i] = 0.0
-            tel[TEL_DAMPING, i] = -jp[JP_DAMP, i] * dq[i]
+            tel[TEL_DAMPING, i] = -jp[JP_DAMP, i] * dq[i] * trusted
             tel[TEL_GRAVITY, i] = cf[CF_DAMP_GRAVITY] * bias[i]
             tel[TEL_INERTIA, i] = 0.0
             tel[TEL_FRICTION, i] = 0.0

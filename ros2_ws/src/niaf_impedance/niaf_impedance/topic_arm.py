@@ -21,6 +21,7 @@ from std_msgs.msg import Float64MultiArray
 from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.faults import Mode
 from niaf_impedance.settings import ControllerConfig
+from niaf_impedance.state_gate import StateGate
 from niaf_impedance.timing import LoopTiming
 from niaf_impedance.tuning import Tuning
 from niaf_impedance.wire import Float64ArrayEncoder, JointStateDecoder, JointStateError
@@ -40,7 +41,6 @@ class TopicArm:
 
     Attributes:
         timing: lateness and duration of ticks.
-        rejected: joint states that were refused so far.
     """
 
     def __init__(
@@ -55,12 +55,10 @@ class TopicArm:
         on_tick: OnTick,
     ) -> None:
         self._node, self._controller = node, controller
-        self._epoch_sec, self._max_future_s, self._on_tick = epoch_sec, max_future_s, on_tick
+        self._epoch_sec, self._on_tick = epoch_sec, on_tick
+        self._gate = StateGate(max_future_s)
         self.rate_hz = rate_hz
         self.timing = LoopTiming(1.0 / rate_hz)
-        self.rejected = 0
-        self._problem = ""
-        self._received_s = self._newest_s = -math.inf
         gripper = controller.arm.config.gripper
         self._decoder = JointStateDecoder(
             controller.arm.joint_names,
@@ -86,25 +84,25 @@ class TopicArm:
 
     def activation_problem(self) -> str:
         """Why the arm cannot be taken over now; empty when it can."""
-        if self._problem:
-            return self._problem
-        age = time.monotonic() - self._received_s
+        if self._gate.problem:
+            return self._gate.problem
+        age = time.monotonic() - self._gate.received_s
         if age > self._controller.config.state_timeout_s:
             topic = self._node.resolve_topic_name("joint_states")
-            if self._received_s == -math.inf:
+            if self._gate.received_s == -math.inf:
                 return f"no message on {topic} yet; is the arm's driver running?"
             return f"the newest message on {topic} is {age:.3f} s old"
         return ""
 
     def warning(self) -> str:
         """What an operator should know now; empty when all is well."""
-        return self._problem
+        return self._gate.problem
 
     def activate(self) -> None:
         """Hold the measured pose. ValueError when the state is no good."""
         decoder = self._decoder
         self._controller.activate(
-            self._newest_s, decoder.q, decoder.dq, gripper_m=decoder.gripper_m)
+            self._gate.newest_s, decoder.q, decoder.dq, gripper_m=decoder.gripper_m)
         self.timing.clear()
 
     def deactivate(self) -> None:
@@ -118,7 +116,7 @@ class TopicArm:
 
     def reset(self) -> None:
         """Leave DAMP or ESTOP at standstill. ResetRefusedError or ValueError says why not."""
-        self._controller.reset(self._newest_s)
+        self._controller.reset(self._gate.newest_s)
 
     def brake(self) -> None:
         """Slow down along the path, then hold."""
@@ -135,7 +133,7 @@ class TopicArm:
 
     def diagnostics(self) -> dict[str, Any]:
         """Key-values for a diagnostic status."""
-        return {"joint states rejected": self.rejected}
+        return {"joint states rejected": self._gate.rejected}
 
     def close(self) -> None:
         """Destroy topics and timer."""
@@ -146,43 +144,29 @@ class TopicArm:
         node.destroy_publisher(self._gripper_publisher)
 
     # -- measured state and tick -------------------------------------------------------------------
-    def _refuse(self, problem: str) -> None:
-        self.rejected += 1
-        self._problem = problem
-        self._node.get_logger().error(
-            f"joint state refused: {problem} ({self.rejected} so far)",
-            throttle_duration_sec=2.0,
-        )
-
     def _on_joint_state(self, data: bytes) -> None:
-        controller, decoder = self._controller, self._decoder
+        controller, decoder, gate = self._controller, self._decoder, self._gate
         began_s = time.monotonic()
+        sec = nanosec = 0
+        stamp_s = age_s = 0.0
         try:
             decoder.decode(data)
         except JointStateError as error:
-            self._refuse(str(error))
+            admitted = gate.refuse(str(error))
+        else:
+            sec, nanosec = decoder.stamp
+            stamp_s = (sec - self._epoch_sec) + nanosec * 1e-9
+            now_s = time.time() - self._epoch_sec
+            age_s = now_s - stamp_s
+            admitted = gate.admit(
+                stamp_s, now_s, began_s, controller.mode, controller.config.state_timeout_s)
+        if not admitted:
+            if gate.problem:
+                self._node.get_logger().error(
+                    f"joint state refused: {gate.problem} ({gate.rejected} so far)",
+                    throttle_duration_sec=2.0,
+                )
             return
-        sec, nanosec = decoder.stamp
-        stamp_s = (sec - self._epoch_sec) + nanosec * 1e-9
-        age_s = (time.time() - self._epoch_sec) - stamp_s
-        if age_s < -self._max_future_s:
-            self._refuse(f"its stamp lies {-age_s:.3f} s ahead of this clock; synchronise")
-            return
-        if age_s > controller.config.state_timeout_s:
-            self._refuse(
-                f"it was measured {age_s:.3f} s ago (state_timeout_s is "
-                f"{controller.config.state_timeout_s:g}); synchronise the clocks or relieve the CPU"
-            )
-            return
-        if stamp_s <= self._newest_s:
-            if stamp_s == self._newest_s or self._newest_s - stamp_s < 1.0:
-                self.rejected += 1  # duplicate or out of order: the watchdog sees silence
-                return
-            # the clock was set back: a running arm damps (silence), then ~/reset starts anew
-            if controller.mode not in (Mode.OFF, Mode.DAMP, Mode.ESTOP):
-                self._refuse("its stamp lies more than a second before the one before")
-                return
-        self._newest_s, self._received_s, self._problem = stamp_s, began_s, ""
         if controller.mode == Mode.OFF:
             return
         timing = self.timing
@@ -191,10 +175,11 @@ class TopicArm:
         if controller.off:  # deactivation has just ended: fall silent
             self._node.get_logger().info("off: no torque is commanded")
             return
-        self._effort_publisher.publish(self._effort.encode())
-        if timing.ticks % self._gripper_every == 0:
-            self._width.values[0] = controller.gripper_m
-            self._gripper_publisher.publish(self._width.encode())
+        if not controller.silent:
+            self._effort_publisher.publish(self._effort.encode())
+            if timing.ticks % self._gripper_every == 0:
+                self._width.values[0] = controller.gripper_m
+                self._gripper_publisher.publish(self._width.encode())
         timing.end(time.monotonic())
         self._on_tick(sec, nanosec, age_s)
 
@@ -203,6 +188,6 @@ class TopicArm:
         controller = self._controller
         if controller.mode == Mode.OFF:
             return
-        if controller.note_state_age(time.monotonic() - self._received_s):
+        if controller.note_state_age(time.monotonic() - self._gate.received_s):
             self._effort.values[:] = controller.telemetry.tau
             self._effort_publisher.publish(self._effort.encode())

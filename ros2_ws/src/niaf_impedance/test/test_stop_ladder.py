@@ -78,6 +78,11 @@ def inject(controller, plant, fault):
     elif fault == Fault.CLOCK_NOT_ADVANCING:
         for _ in range(30):
             controller.tick(t - 0.002, q, dq)
+    elif fault == Fault.STATE_FROZEN:
+        for _ in range(40):
+            dq[1] = 0.2
+            t += 0.001
+            controller.tick(t, q, dq)
     elif fault == Fault.REFERENCE_NOT_FINITE:
         controller._pool[0, 0] = np.nan
     elif fault == Fault.DYNAMICS_NOT_FINITE:
@@ -174,3 +179,56 @@ def test_fault_numbers_agree_with_the_compiled_ones_and_all_are_documented():
         assert fault.name in render_markdown()
     for mode in Mode:
         assert mode == getattr(tick, f"MODE_{mode.name}")
+
+
+def test_damping_goes_on_when_the_clock_is_set_back(holding, arm):
+    controller, plant = holding
+    run(controller, plant, 0.05)
+    controller.note_state_age(0.03)
+    damp = np.array([joint.damp_nms_rad for joint in arm.config.joints])
+    dq = np.full(7, 0.3)
+    for i in range(300):
+        tau = controller.tick(0.001 * i - 2.0, plant.q, dq)
+    np.testing.assert_allclose(tau - arm.gravity_torque(plant.q), -damp * dq, atol=1e-9)
+
+
+def test_a_joint_without_a_number_leaves_the_others_damped(holding, arm):
+    controller, plant = holding
+    run(controller, plant, 0.05)
+    damp = np.array([joint.damp_nms_rad for joint in arm.config.joints])
+    for i in range(1, 300):
+        q, dq = plant.q + 0.0003 * i, np.full(7, 0.3)
+        q[6] = np.nan
+        dq[2] = np.inf
+        tau = controller.tick(plant.time_s + 0.001 * i, q, dq)
+    assert controller.fault == Fault.STATE_NOT_FINITE
+    q[6] = plant.q[6]
+    expected = arm.gravity_torque(q) - damp * 0.3  # joint 3 from its positions
+    np.testing.assert_allclose(tau, expected, atol=1e-6)
+
+
+def test_a_frozen_reading_is_named_and_the_controller_falls_silent(holding):
+    controller, plant = holding
+    run(controller, plant, 0.05)
+    assert controller.offer(plant.time_s, make_spline(plant.q, plant.time_s, 1, reach=0.2)).accepted
+    stuck = plant.q[0]
+    for _ in range(1000):
+        measured = plant.q.copy()
+        measured[0] = stuck
+        plant.step(controller.tick(plant.time_s, measured, plant.dq))
+        if controller.mode == Mode.DAMP:
+            break
+    assert controller.fault == Fault.STATE_FROZEN
+    assert controller.fault_joint == "panda_joint1"
+    for _ in range(200):
+        plant.step(controller.tick(plant.time_s, measured, plant.dq))
+    assert controller.silent
+    weight = controller.arm.gravity_torque(measured)
+    np.testing.assert_allclose(controller.telemetry.tau, weight, atol=1e-6)
+
+
+def test_an_arm_at_rest_is_not_taken_for_a_frozen_one(holding):
+    controller, plant = holding
+    for i in range(2000):
+        controller.tick(0.001 * (i + 1), plant.q, plant.dq)
+    assert controller.mode == Mode.HOLD

@@ -35,6 +35,7 @@ from niaf_impedance.drives.mit_can import MitCanConfig, MitCanDrive, MitJoint
 from niaf_impedance.drives.mit_emulator import MitEmulator
 from niaf_impedance.faults import Mode
 from niaf_impedance.robot_config import RobotConfig
+from niaf_impedance.state_gate import StateGate
 from niaf_impedance.wire import JointStateDecoder, JointStateError
 from niaf_sim import scene
 from niaf_sim.cell import Cell, CellConfig
@@ -129,7 +130,8 @@ class Heard:
 class HostLoop:
     """What the impedance node does between its topics and the controller; times are arguments.
 
-    Mirrors ``ImpedanceNode._on_joint_state``, ``_watch``, ``_on_field`` and ``_on_set_parameters``.
+    The state gate, the message check and the controller are the node's own; this glue mirrors
+    ``topic_arm.TopicArm`` and the node's field callback.
     ``wall_s`` is the machine's settable clock less the epoch, ``mono_s`` its monotonic clock.
     """
 
@@ -144,9 +146,7 @@ class HostLoop:
             gripper.joint if gripper else "",
             gripper.width_scale if gripper else 1.0,
         )
-        self.received_s = self.newest_s = -math.inf
-        self.problem = ""
-        self.rejected = 0
+        self.gate = StateGate(limits.max_future_s)
 
     def on_joint_state(self, data: bytes, wall_s: float, mono_s: float) -> FloatArray | None:
         """Torque to publish for a serialised joint state; None: nothing is published."""
@@ -154,39 +154,24 @@ class HostLoop:
         try:
             decoder.decode(data)
         except JointStateError as error:
-            self._refuse(str(error))
+            self.gate.refuse(str(error))
             return None
         sec, nanosec = decoder.stamp
         stamp_s = (sec - EPOCH_SEC) + nanosec * 1e-9
-        age_s = wall_s - stamp_s
-        if age_s < -self.limits.max_future_s:
-            self._refuse("its stamp lies ahead of this clock")
+        if not self.gate.admit(
+            stamp_s, wall_s, mono_s, controller.mode, controller.config.state_timeout_s
+        ):
             return None
-        if age_s > controller.config.state_timeout_s:
-            self._refuse("it is too old")
-            return None
-        if stamp_s <= self.newest_s:
-            if stamp_s == self.newest_s or self.newest_s - stamp_s < 1.0:
-                self.rejected += 1
-                return None
-            if controller.mode not in (Mode.OFF, Mode.DAMP, Mode.ESTOP):
-                self._refuse("its stamp lies more than a second before the one before")
-                return None
-        self.newest_s, self.received_s, self.problem = stamp_s, mono_s, ""
         if controller.mode == Mode.OFF:
             return None
         tau = controller.tick(stamp_s, decoder.q, decoder.dq)
-        return None if controller.off else tau
-
-    def _refuse(self, problem: str) -> None:
-        self.rejected += 1
-        self.problem = problem
+        return None if controller.off or controller.silent else tau
 
     def watch(self, mono_s: float) -> FloatArray | None:
         """The timer that sees silence; a torque is published once when it latches the fault."""
         if self.controller.mode == Mode.OFF:
             return None
-        if self.controller.note_state_age(mono_s - self.received_s):
+        if self.controller.note_state_age(mono_s - self.gate.received_s):
             return self.controller.telemetry.tau
         return None
 
@@ -200,7 +185,7 @@ class HostLoop:
         if verdict.verdict == Verdict.REFUSED:
             return int(verdict.reason), verdict.text, -math.inf
         # a reference that is let in slowed is stretched about the hand-over
-        seam_s = max(self.newest_s, message.start_s)
+        seam_s = max(self.gate.newest_s, message.start_s)
         end_s = message.start_s + message.horizon_s
         return 0, "", seam_s + (end_s - seam_s) / verdict.time_scale
 
@@ -518,7 +503,7 @@ class Rig:
         stamp_s, _ = self.arm.read(0.0)
         host = self.host
         host.decoder.decode(self._encode(Reading(self.arm.q, self.arm.dq, stamp_s)))
-        host.newest_s, host.received_s = -DT_S, -DT_S
+        host.gate.newest_s, host.gate.received_s = -DT_S, -DT_S
         self.controller.activate(
             -DT_S, host.decoder.q, host.decoder.dq, gripper_m=host.decoder.gripper_m
         )
@@ -643,7 +628,7 @@ class Rig:
         trace.sent[k] = torque is not None
         if torque is not None:
             trace.command_nm[k] = torque
-        trace.stamp_s[k] = self.host.newest_s
+        trace.stamp_s[k] = self.host.gate.newest_s
         trace.mode[k], trace.fault[k] = int(controller.mode), int(controller.fault)
         trace.q_ref[k] = controller.telemetry.q_ref
         trace.gripper_m[k] = controller.gripper_m

@@ -1,0 +1,59 @@
+"""Which measured states may reach the tick: stamp, age and order. No ROS, no clock."""
+
+from __future__ import annotations
+
+import math
+
+from niaf_impedance.faults import Mode
+
+#: a stamp this far behind the one before means that the clock was set, not that messages overtook
+SET_BACK_S = 1.0
+#: modes in which the arm is damped already, so that a clock that was set back may be followed
+_STOPPED = (Mode.OFF, Mode.DAMP, Mode.ESTOP)
+
+
+class StateGate:
+    """Judges states in the order of their arrival.
+
+    All times are seconds since one epoch, except ``received_s``, which is on a monotonic clock.
+
+    Attributes:
+        newest_s: stamp of the newest state that was let through.
+        received_s: when it arrived; -inf before the first.
+        rejected: states that were not let through so far.
+        problem: why the last one was not, when an operator should know; empty after a good one.
+    """
+
+    def __init__(self, max_future_s: float) -> None:
+        self._max_future_s = max_future_s
+        self.newest_s = self.received_s = -math.inf
+        self.rejected = 0
+        self.problem = ""
+
+    def refuse(self, problem: str) -> bool:
+        """Count a state that cannot be used at all."""
+        self.rejected += 1
+        self.problem = problem
+        return False
+
+    def admit(
+        self, stamp_s: float, now_s: float, received_s: float, mode: Mode, timeout_s: float
+    ) -> bool:
+        """Whether the state stamped ``stamp_s`` may be ticked with at ``now_s``."""
+        age_s = now_s - stamp_s
+        if age_s < -self._max_future_s:
+            return self.refuse(f"its stamp lies {-age_s:.3f} s ahead of this clock; synchronise")
+        if age_s > timeout_s:
+            return self.refuse(
+                f"it was measured {age_s:.3f} s ago (state_timeout_s is {timeout_s:g}); "
+                "synchronise the clocks or relieve the CPU"
+            )
+        if stamp_s <= self.newest_s:
+            if stamp_s == self.newest_s or self.newest_s - stamp_s < SET_BACK_S:
+                self.rejected += 1  # duplicate or out of order: the watchdog sees silence
+                return False
+            # the clock was set back: a running arm damps (silence), then ~/reset starts anew
+            if mode not in _STOPPED:
+                return self.refuse("its stamp lies more than a second before the one before")
+        self.newest_s, self.received_s, self.problem = stamp_s, received_s, ""
+        return True
