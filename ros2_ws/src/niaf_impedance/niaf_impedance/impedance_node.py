@@ -79,6 +79,7 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 WARN_PERIODS, ERROR_PERIODS = 1.0, 5.0
 SETTLE_PERIOD_S = 0.005
 SHUTDOWN_S = 1.5
+END_S = 8
 #: how often a reference is judged again when the loop went on past its hand-over meanwhile
 JUDGEMENTS = 3
 #: why an arm refuses what it was asked for
@@ -121,6 +122,7 @@ class ImpedanceNode(LifecycleNode):
         chosen = str(self.get_parameter("robot_config").value)
         robot = load_robot_config(chosen or default_robot_config_path())
         self.arm = ArmModel(robot)
+        self._base_frame = str(self.get_parameter("base_frame").value) or robot.base_frame
         self.controller: ImpedanceController | None = None
         self._tuning = LiveTuning(self, robot, self._check_tuning, self._apply_tuning)
         self._worker: AdmissionWorker | None = None
@@ -223,7 +225,7 @@ class ImpedanceNode(LifecycleNode):
         )
 
     def _make_link(self, controller: ImpedanceController) -> TopicArm | BusArm:
-        self._message, self._views = _state_message(self.arm, controller)
+        self._message, self._views = _state_message(self.arm, controller, self._base_frame)
         self._state_publisher = self.create_publisher(ImpedanceState, "~/state", 10)
         self._writers.append(self._state_publisher)
         if self._value("arm_interface") == "effort":
@@ -268,7 +270,7 @@ class ImpedanceNode(LifecycleNode):
         if isinstance(controller, JournaledController):
             self._journal = JournalPublisher(
                 self, "~/journal", controller.journal, self.arm.joint_names,
-                self.arm.config.base_frame, self._calm_worker,
+                self._base_frame, self._calm_worker,
             )
             self._loop_timers.append(
                 self.create_timer(JOURNAL_FLUSH_S, self._flush_journal, clock=_steady()))
@@ -488,7 +490,7 @@ class ImpedanceNode(LifecycleNode):
             _fill_report(report, verdict, judged.reference_start_s)
         seconds, nanosec = divmod(time.time_ns(), 1_000_000_000)
         report.header.stamp.sec, report.header.stamp.nanosec = seconds, nanosec
-        report.header.frame_id = self.arm.config.base_frame
+        report.header.frame_id = self._base_frame
         if report.verdict != AdmissionReport.ACCEPTED:
             word = "refused" if report.verdict == AdmissionReport.REFUSED else "slowed"
             self.get_logger().warning(
@@ -626,7 +628,8 @@ class ImpedanceNode(LifecycleNode):
 
     @property
     def _hardware(self) -> str:
-        return self.arm.config.robot
+        namespace = self.get_namespace().strip("/")
+        return f"{namespace}/{self.arm.config.robot}" if namespace else self.arm.config.robot
 
     # -- end -------------------------------------------------------------------------------------
     def begin_shutdown(self) -> None:
@@ -659,11 +662,11 @@ def _percentiles(name: str, p: Percentiles) -> dict[str, str]:
 
 
 def _state_message(
-    arm: ArmModel, controller: ImpedanceController
+    arm: ArmModel, controller: ImpedanceController, base_frame: str
 ) -> tuple[ImpedanceState, list[tuple[np.ndarray, np.ndarray]]]:
     """A message whose arrays are filled through views: (message, [(view, source)])."""
     message = ImpedanceState(name=list(arm.joint_names))
-    message.header.frame_id = arm.config.base_frame
+    message.header.frame_id = base_frame
     t = controller.telemetry
     views = []
     for name, source in (
@@ -765,6 +768,8 @@ def main(args: list[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             # Python's own end restores the default action: a second Ctrl-C would cut the exit short
             signal.signal(number, signal.SIG_IGN)
+        # The arm is off by now. Should the middleware's own end hang, the kernel ends the process.
+        signal.alarm(END_S)
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()

@@ -34,6 +34,8 @@ class ParameterSpec:
 _NODE = (
     ParameterSpec("robot_config", "", "", "Robot description (YAML); empty: the Panda shipped with "
                   "niaf_impedance."),
+    ParameterSpec("base_frame", "", "", "frame_id of states and reports; empty: the base frame of the "
+                  "robot description."),
     ParameterSpec("prior", "", "", "prior.safetensors, or the checkpoint folder that holds it."),
     ParameterSpec("arm_interface", "effort", "", "How the arm is reached: effort (topics of "
                   "ros2_control and of the simulator) or mit_can (frames of its motors on a bus).",
@@ -83,6 +85,10 @@ _CONTROLLER: dict[str, tuple[str, float | None, float | None, str]] = {
     "state_timeout_s": ("s", 0.002, 1.0, "Silence of joint_states after which the arm damps."),
     "jump_margin_rad": ("rad", 0.0, 1.0, "Jump of a measured position, beyond what twice the "
                         "velocity limit explains, that is a fault."),
+    "frozen_reference_rad": ("rad", 0.0, 1.0, "How far a reference may go while the joint's "
+                             "reading does not change in any bit; 0: not checked."),
+    "frozen_motion_rad": ("rad", 0.0, 1.0, "How far the measured velocity may lead while the "
+                          "joint's reading does not change in any bit; 0: not checked."),
     "overspeed_ratio": ("1", 1.0, 10.0, "Measured speed over velocity limit that is a fault."),
     "tracking_error_limit_rad": ("rad", 0.01, 10.0, "Tracking error that is a fault."),
     "tracking_tool_limit_m": ("m", 0.005, 1.0, "Position error of the tool that is a fault, for "
