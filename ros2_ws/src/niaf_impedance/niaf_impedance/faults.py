@@ -74,7 +74,8 @@ FAULT_TEXT: dict[Fault, FaultText] = {
     Fault.STATE_FROZEN: FaultText(
         "a measured position did not change in any bit while the joint should have moved",
         "torque down to the arm's weight, then silence, so that the drives' own watchdog damps",
-        "free the joint if it is stuck; repair the encoder or the driver that repeats old values, then ~/reset at standstill",
+        "free the joint if it is stuck; repair the encoder or the driver that repeats old values, "
+        "then ~/reset at standstill",
     ),
     Fault.OVERSPEED: FaultText(
         "a joint moved faster than overspeed_ratio times its velocity limit",
