@@ -307,19 +307,24 @@ class Planner:
         kept = {int(snapshot.meta[slot, c.META_BUFFER]) for slot in range(snapshot.count)}
         serial, (bridge_buffer, buffer) = self.buffers.take(2, kept)
 
-        def attempt(blend: float, scale: float) -> tuple[Candidate, int]:
+        def enter(blend: float, scale: float) -> tuple[int, FloatArray, float, float, float]:
+            """Fill the tables: (slots, seam step, new end, brake instant and duration)."""
             count = self._arrange(snapshot, flip, seam, blend, bridge_buffer)
             old = self._old_jet(count, snapshot, seam)
             self._fill_slot(count, buffer, reference, columns, seam, scale)
             self._sf[count, c.SF_SEAM], self._sf[count, c.SF_BLEND] = seam, blend
             count += 1
-            new_start = seam - (seam - start) / scale
             new_end = end if scale == 1.0 else seam + (end - seam) / scale
             rates = np.array([1.0, scale, scale * scale])[:, None]
             step = self._seam_step(rates * jet, old, reference)
             brake_at, brake_t = self._plan_brake(
                 count, snapshot, reference, columns, seam, end, new_end, scale)
-            figures = self._scan(flip, new_end, brake_at, brake_t, count, snapshot)
+            return count, step, new_end, brake_at, brake_t
+
+        def attempt(blend: float, scale: float) -> tuple[Candidate, int]:
+            count, step, new_end, brake_at, brake_t = enter(blend, scale)
+            new_start = seam - (seam - start) / scale
+            figures = self._scan(flip, new_end, brake_at, brake_t, count, snapshot, scale)
             return (
                 Candidate(blend, scale, new_start, new_end, step, brake_at, brake_t, *figures),
                 count,
@@ -357,11 +362,12 @@ class Planner:
             if within(chosen):
                 for _ in range(self.bisections):
                     middle = 0.5 * (slow + fast)
-                    if within(attempt(blend, middle)[0]):
-                        slow = middle
+                    candidate, _ = attempt(blend, middle)
+                    if within(candidate):
+                        slow, chosen = middle, candidate
                     else:
                         fast = middle
-                chosen, count = attempt(blend, slow)
+                count = enter(blend, slow)[0]
         figures = self._figures(chosen, now, stamp, start, end)
         if not within(chosen):
             return self._refusal(full_speed, allowed, now, sequence,
@@ -432,7 +438,7 @@ class Planner:
 
     def _judge(
         self, times: FloatArray, rows: int, brake_at: float, brake_t: float, end: float,
-        count: int, snapshot: Snapshot,
+        count: int, snapshot: Snapshot, scale: float,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Worst ratio, joint and instant per limit of what the tables command at ``times``."""
         jets = np.empty((times.size, rows, self.n + 1))
@@ -679,7 +685,7 @@ class Planner:
 
     def _scan(
         self, begin: float, end: float, brake_at: float, brake_t: float, count: int,
-        snapshot: Snapshot,
+        snapshot: Snapshot, scale: float,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         samples = self.config.admission_samples
         stop = brake_at + brake_t if brake_t > 0.0 else end
@@ -698,7 +704,7 @@ class Planner:
             inside = inside[(inside > begin) & (inside < stop)]
             times = np.unique(np.concatenate([times, inside]))
         rows = 4 if np.isfinite(self._limits[3]).any() else 3
-        return self._judge(times, rows, brake_at, brake_t, end, count, snapshot)
+        return self._judge(times, rows, brake_at, brake_t, end, count, snapshot, scale)
 
     def _scan_jets(
         self, times: FloatArray, jets: FloatArray

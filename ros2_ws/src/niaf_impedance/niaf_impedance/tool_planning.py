@@ -48,7 +48,7 @@ _RESIDUAL = np.array([1e-3, 3e-3])
 #: a residual this many times larger than allowed is not the fault of the reference's speed
 _FAR = 10.0
 #: bandwidth and step of the rollout (rate times step below 0.5)
-_RATE_RAD_S, _STEP_S = 30.0, 0.008
+_RATE_RAD_S, _STEP_S = 30.0, 0.016
 #: deceleration that the brake at the end of a field is planned for, m/s^2 and rad/s^2; whether the
 #: joints stand it is judged like everything else
 _BRAKE_M_S2, _BRAKE_RAD_S2 = 3.0, 12.0
@@ -63,7 +63,7 @@ class ToolPlanner(Planner):
     """
 
     reasons = ((UNREACHABLE, Reason.UNREACHABLE), (SINGULAR, Reason.SINGULAR), *enumerate(_REASONS))
-    bisections = 4  # a rollout takes milliseconds
+    bisections = 3  # a rollout takes milliseconds
 
     def __init__(
         self, config: ControllerConfig, arm: ArmModel, prior: Prior, jp: FloatArray,
@@ -229,9 +229,12 @@ class ToolPlanner(Planner):
         return float(self._gains[TARGET, CP_SIGMA] / max(sigma[0], 1e-9))
 
     def _roll_out(
-        self, times: FloatArray, motions: FloatArray, snapshot: Snapshot
+        self, times: FloatArray, motions: FloatArray, snapshot: Snapshot, scale: float = 1.0
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Joint path [K, 3, n], residual [K, 2], sigma [K] of ``motions`` [K, 24]."""
+        """Joint path [K, 3, n], residual [K, 2], sigma [K] of ``motions`` [K, 24].
+
+        A motion slowed to ``scale`` is followed that much more slowly, in as many steps.
+        """
         arm, count = self.arm, times.size
         gains, cj = self._gains[TARGET], self._cj.copy()
         # what the gains will be, not what a ramp has reached: a plan must not depend on the tick
@@ -241,14 +244,14 @@ class ToolPlanner(Planner):
         residual, sigma = np.empty((count, 2)), np.empty(count)
         cartesian_rollout(
             times, motions, snapshot.q, snapshot.dq, arm.model, arm.parent, arm.kind, arm.tool,
-            gains[:CP_SIZE], cj, _RATE_RAD_S, _STEP_S, self._rollout_work,
+            gains[:CP_SIZE], cj, _RATE_RAD_S * scale, _STEP_S / scale, self._rollout_work,
             *path, residual, sigma,
         )
         return np.stack(path, axis=1), residual, sigma
 
     def _judge(
         self, times: FloatArray, rows: int, brake_at: float, brake_t: float, end: float,
-        count: int, snapshot: Snapshot,
+        count: int, snapshot: Snapshot, scale: float,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         times = np.unique(times)
         tool = np.empty((times.size, c.TOOL_JET))
@@ -256,7 +259,7 @@ class ToolPlanner(Planner):
             times, brake_at, brake_t, end, count, self.pool, self._meta, self._sf,
             snapshot.st[k.ST_GRIPPER_TARGET], self._raw, self._work, self._jets, self._slot, tool)
         motions = np.ascontiguousarray(tool[:, : c.TOOL_GRIPPER])
-        path, residual, sigma = self._roll_out(times, motions, snapshot)
+        path, residual, sigma = self._roll_out(times, motions, snapshot, scale)
         jets = np.zeros((times.size, rows, self.n + 1))
         jets[:, :3, : self.n] = path
         jets[:, :3, self.n] = tool[:, c.TOOL_GRIPPER :]
