@@ -127,6 +127,8 @@ ON = frozenset({"FOLLOWING"})
 EXHAUSTED = frozenset({"EXHAUSTED"})
 #: what pushing an arm may end in besides going on
 PUSHED = _stop(Fault.TRACKING_ERROR, Fault.OVERSPEED, Fault.STATE_JUMP)
+#: what a joint without torque may end in: friction holds it on one encoder count while it should move
+STUCK = _stop(Fault.STATE_FROZEN)
 
 
 def _onset(rng: np.random.Generator) -> float:
@@ -479,7 +481,7 @@ def state_frozen(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     return Trial(
         Injection(onset, state=state, note=f"{'all' if len(joints) > 1 else JOINT_NAMES[joints[0]]}"
                   f"{', speed zero' if zero else ''}"),
-        Expectation(ON | PUSHED | _stop("STATE_FROZEN"), rest="free"), 0.5,
+        Expectation(ON | PUSHED | STUCK, rest="free"), 0.5,
     )
 
 
@@ -631,7 +633,7 @@ def drive_dropout(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     watchdog = rig.cell.drives.config.watchdog_s
     return Trial(
         Injection(onset, act=act, note=f"{length * 1e3:.0f} ms"),
-        Expectation(ON | PUSHED, drive_faults=frozenset(
+        Expectation(ON | PUSHED | STUCK, drive_faults=frozenset(
             {DriveFault.LOST_COMMUNICATION} if length > watchdog + 2 * DT_S else ()
         ), unseen_s=watchdog + 0.01, rest="free"),
         length + 0.25,
@@ -667,9 +669,7 @@ def motor_dead(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
         expectation = Expectation(PUSHED, _fall_s(rig, joint, 0.7 * load), rest="free",
                                   in_limits=False)
     else:
-        # without torque, friction may hold the joint on one encoder count
-        expectation = Expectation(
-            ON | PUSHED | {"DAMP/STATE_FROZEN"}, rest="free", in_limits=False)
+        expectation = Expectation(ON | PUSHED | STUCK, rest="free", in_limits=False)
     return Trial(injection, expectation, 0.45 if expectation.within_s == math.inf
                  else expectation.within_s + 0.05)
 
@@ -973,7 +973,8 @@ def two_at_once(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     onset = min(a.onset_s, b.onset_s)
     ends = first.expectation.ends | second.expectation.ends | ON | EXHAUSTED | PUSHED
     ends |= {"OFF/NONE", "WATCHDOG"} | _stop(
-        Fault.STATE_STALE, Fault.STATE_NOT_FINITE, Fault.CLOCK_NOT_ADVANCING)
+        Fault.STATE_STALE, Fault.STATE_NOT_FINITE, Fault.CLOCK_NOT_ADVANCING,
+        Fault.STATE_FROZEN)
     length = min(max(first.after_s + a.onset_s, second.after_s + b.onset_s) - onset, 0.8) \
         if math.isfinite(onset) else 0.7
     return Trial(
