@@ -61,6 +61,8 @@ _REASONS = (
 _SAMPLING_MARGIN = 0.01
 #: the stretch is found to one part in 2^_BISECTIONS of its range
 _BISECTIONS = 6
+#: samples are at least this far apart
+_CLOSEST_S = 1e-4
 #: peak of |d rate / dt| of the braking profile times its duration (quintic smoothstep)
 _BRAKE_PEAK = 1.875
 
@@ -703,6 +705,8 @@ class Planner:
             inside = np.concatenate([knots, 0.5 * (knots[1:] + knots[:-1])])
             inside = inside[(inside > begin) & (inside < stop)]
             times = np.unique(np.concatenate([times, inside]))
+            # a knot beside a sample would make a rate out of rounding
+            times = times[np.append(True, np.diff(times) > _CLOSEST_S)]
         rows = 4 if np.isfinite(self._limits[3]).any() else 3
         return self._judge(times, rows, brake_at, brake_t, end, count, snapshot, scale)
 

@@ -95,7 +95,7 @@ def test_after_the_blend_the_reference_is_the_field_itself(holding, prior):
     field = make_field(prior, plant.q, 0.0, 1, strength=0.1)
     assert controller.offer(0.0, field).accepted
     for i in range(1, 300):
-        controller.tick(0.001 * i, plant.q, plant.dq)
+        controller.tick(0.001 * i, controller.telemetry.q_ref.copy(), plant.dq)
     jet = field.jet(0.299, 2)
     np.testing.assert_array_equal(controller.telemetry.q_ref, jet[0, :7])
     np.testing.assert_array_equal(controller.telemetry.ddq_ref, jet[2, :7])
