@@ -33,7 +33,7 @@ import numpy as np
 from niaf_field import Reference
 from niaf_impedance.admission import AdmissionVerdict, Reason
 from niaf_impedance.controller import ImpedanceController
-from niaf_impedance.drives.bus_loop import BusLoop, BusLoopError
+from niaf_impedance.drives.bus_loop import BusLoop, BusLoopError, Closing
 from niaf_impedance.drives.description import DriveDescription, load_drive_description
 from niaf_impedance.drives.interface import DriveError, DriveState, Floats, describe_faults
 from niaf_impedance.drives.mit_can import MitCanDrive
@@ -112,6 +112,12 @@ class BusArm:
             DriveError: the configuration contradicts itself or does not fit on the bus.
             BusLoopError: drive and arm do not fit together.
         """
+        loop = self.description.loop
+        if self._controller.moves_tool and (loop.closing is Closing.GAINS or loop.fall_back):
+            raise BusLoopError(
+                "this prior moves the tool, and motors can only close joint gains: set closing: "
+                "torque and fall_back: false in the drive description"
+            )
         self._bus = self.description.open_bus()
         try:
             drive = MitCanDrive(self._bus, self.description.drive)
@@ -239,6 +245,9 @@ class BusArm:
                 f"damping_ratio is {tuning.damping_ratio:g}: damping that follows the inertia is "
                 "not handed to motors on a bus; set it to 0 and set gains.<joint>.kd"
             )
+        if self._controller.moves_tool:  # all of it is closed by the host, two periods late
+            return self._controller.check_tuning(
+                tuning, 2.0 * self.description.loop.period_s, config.velocity_filter_s)
         kp = np.asarray(tuning.effective_kp(self._controller.arm.config))
         return self.check_gains(kp, np.asarray(tuning.kd))
 

@@ -80,6 +80,8 @@ WARN_PERIODS, ERROR_PERIODS = 1.0, 5.0
 SETTLE_PERIOD_S = 0.005
 SHUTDOWN_S = 1.5
 END_S = 8
+#: least lead of a hand-over that moves the tool
+TOOL_LEAD_S = 0.03
 #: how often a reference is judged again when the loop went on past its hand-over meanwhile
 JUDGEMENTS = 3
 #: why an arm refuses what it was asked for
@@ -406,7 +408,10 @@ class ImpedanceNode(LifecycleNode):
         worker = self._worker
         assert worker is not None
         assert self._link is not None
+        assert self.controller is not None
         lead_s = float(self._value("handover_lead_s")) + 2.0 * self._link.timing.period_s
+        if self.controller.moves_tool:  # inverse kinematics over the whole window takes longer
+            lead_s = max(lead_s, TOOL_LEAD_S)
         snapshot = self._snapshot(message, sequence, now_s, lead_s)
         worker.submit(Job(sequence, snapshot, now_s, lead_s, lambda: build(snapshot)))
 

@@ -362,7 +362,8 @@ def path_of(controller, plan, snapshot, count=400):
     c.tool_commanded_many(
         times, plan.brake_at_s, plan.brake_s, plan.end_s, plan.count, planner.pool, plan.meta,
         plan.sf, 0.04, planner._raw, planner._work, planner._jets, planner._slot, tool)
-    path, residual, _ = planner._roll_out(times, tool[:, :24].copy(), snapshot)
+    path, residual, _ = planner._roll_out(
+        times, tool[:, :24].copy(), snapshot, plan.verdict.time_scale)
     return times, path, residual
 
 
