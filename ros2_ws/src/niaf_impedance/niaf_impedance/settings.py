@@ -31,8 +31,8 @@ class ControllerConfig:
     reference that is too fast, as a share of its speed; 1 refuses it instead. velocity_filter_s:
     time constant of the first-order filter on the velocity that damping sees, which then acts that
     much later; 0 for drives that filter themselves. frozen_*_rad: a joint whose reading does not
-    change in any bit while its reference or the integral of its measured velocity goes that far is
-    a fault; 0 does not check.
+    change in any bit while its reference (beyond what friction explains) or the integral of its
+    measured velocity goes that far is a fault; 0 does not check.
 
     ``*_tool_*``: the limits of the same name without "tool", for references that move the tool.
     """
@@ -51,7 +51,7 @@ class ControllerConfig:
     clock_tolerance_ticks: int = 20
     jump_margin_rad: float = 0.05
     frozen_reference_rad: float = 0.03
-    frozen_motion_rad: float = 0.005
+    frozen_motion_rad: float = 0.015
     overspeed_ratio: float = 1.5
     tracking_error_limit_rad: float = 0.5
     tracking_tool_limit_m: float = 0.15

@@ -282,7 +282,9 @@ def tick(
                 tel[TEL_FROZEN_MOTION, i] = 0.0
             else:
                 tel[TEL_FROZEN_MOTION, i] += dq_in[i] * dt
-                asked = abs(tel[TEL_Q_REF, i] - tel[TEL_FROZEN_REFERENCE, i])
+                # how far a soft joint may lag before it overcomes its friction does not count
+                asked = abs(tel[TEL_Q_REF, i] - tel[TEL_FROZEN_REFERENCE, i]) - (
+                    3.0 * jp[JP_COULOMB, i] / max(jp[JP_KP, i], 1e-9))
                 moved = abs(tel[TEL_FROZEN_MOTION, i])
                 if fault == 0 and (
                     asked > alive * cf[CF_FROZEN_REFERENCE] > 0.0 or moved > cf[CF_FROZEN_MOTION] > 0.0

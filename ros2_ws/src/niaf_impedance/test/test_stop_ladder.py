@@ -79,7 +79,7 @@ def inject(controller, plant, fault):
         for _ in range(30):
             controller.tick(t - 0.002, q, dq)
     elif fault == Fault.STATE_FROZEN:
-        for _ in range(40):
+        for _ in range(100):
             dq[1] = 0.2
             t += 0.001
             controller.tick(t, q, dq)

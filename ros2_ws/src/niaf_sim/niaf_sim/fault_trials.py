@@ -481,7 +481,8 @@ def state_frozen(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     return Trial(
         Injection(onset, state=state, note=f"{'all' if len(joints) > 1 else JOINT_NAMES[joints[0]]}"
                   f"{', speed zero' if zero else ''}"),
-        Expectation(ON | PUSHED | STUCK, rest="free"), 0.5,
+        # a reading that stands still with speed zero cannot show how far the joint was pushed
+        Expectation(ON | PUSHED | STUCK, rest="free", unseen_s=0.15), 0.5,
     )
 
 
@@ -1025,8 +1026,11 @@ def run_trial(seed: int, bench: Bench, kind: str | None = None) -> TrialResult:
         length = (onset if math.isfinite(onset) else 0.0) + trial.after_s
         rig.run(round(length / DT_S) * DT_S, trial.injection)
         if trial.expectation.exhausts:
-            last_s = max(onset, rig.field_end_s) + _exhausts(rig) + REPLAN_S
-            while rig.controller.mode != Mode.HOLD and rig.t_s < last_s:
+            quiet_s = onset + 2.0 * REPLAN_S  # a field under way at the onset still arrives
+            while rig.t_s < quiet_s or (
+                rig.controller.mode != Mode.HOLD
+                and rig.t_s < max(onset, rig.field_end_s) + _exhausts(rig) + REPLAN_S
+            ):
                 rig.run(0.02, trial.injection)
             rig.run(0.1, trial.injection)
         return judge(seed, name, rig, trial)
