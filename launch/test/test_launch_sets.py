@@ -31,6 +31,10 @@ GIVEN = {
     "record": "true",
     "record_file": "/tmp/run.mcap",
     "seed": "7",
+    "arm_interface": "mit_can",
+    "drive_config": "/tmp/drives.yaml",
+    "journal": "true",
+    "gains": str(PACKAGE / "config/gains.yaml"),
 }
 
 
@@ -102,6 +106,9 @@ def test_arguments_reach_the_nodes(stand_ins: Any) -> None:
     assert impedance["parameters"]["control_rate_hz"] == ["/left/impedance", 500.0]
     assert impedance["parameters"]["prior"][1] == "/tmp/other checkpoint/prior.safetensors"
     assert impedance["parameters"]["robot_config"][1] == "/tmp/robot.yaml"
+    assert impedance["parameters"]["arm_interface"] == ["/left/impedance", "mit_can"]
+    assert impedance["parameters"]["journal"] == ["/left/impedance", True]
+    assert given["sim"]["parameters"]["drive_config"] == ["/left/sim", "/tmp/drives.yaml"]
     assert "action_field:=policy/action_field" in impedance["remaps"]
     assert given["policy"]["parameters"]["policy_rate_hz"] == ["/left/policy", 10.0]
     assert given["policy"]["parameters"]["checkpoint"][1] == "/tmp/other checkpoint"

@@ -55,6 +55,51 @@ class Reason(IntEnum):
     SUPERSEDED = 132
 
 
+REASON_TEXT: dict[Reason, tuple[str, str]] = {  # what was wrong, what to do
+    Reason.NOT_FOLLOWING: ("the controller is off, damping or stopped", "activate or ~/reset it"),
+    Reason.UNKNOWN_KIND: ("the message is no reference", "send an ActionField or JointTrajectory"),
+    Reason.CHANNEL_MISMATCH: ("its channels are not this arm's",
+                              "send the arm's joints, then optionally the gripper"),
+    Reason.PRIOR_MISMATCH: ("it belongs to another prior",
+                            "give policy and controller the same checkpoint"),
+    Reason.NOT_FINITE: ("it has a NaN or infinite value somewhere in its window",
+                        "look at the policy's inputs and weights"),
+    Reason.STARTS_TOO_LATE: ("it starts too far ahead", "synchronise the clocks"),
+    Reason.EXHAUSTED: ("it is over, or nearly", "infer faster or train a longer horizon"),
+    Reason.OUT_OF_ORDER: ("a reference for a newer observation is in force", "none needed"),
+    Reason.TOO_LONG: ("the spline has too many pieces", "send fewer points, or in parts"),
+    Reason.BAD_TRAJECTORY: ("the trajectory contradicts itself or the arm",
+                            "correct what the text names"),
+    Reason.SEAM_POSITION: ("it begins too far from where the arm is commanded to be",
+                           "anchor it to the measured pose; look for an old observation"),
+    Reason.SEAM_VELOCITY: ("its speed at the hand-over is too different", "as above"),
+    Reason.POSITION_LIMIT: ("a joint would leave its range", "replan inside it"),
+    Reason.VELOCITY_LIMIT: ("a joint would be too fast, even slowed", "replan more slowly"),
+    Reason.ACCELERATION_LIMIT: ("a joint would accelerate too hard, even slowed",
+                                "replan more smoothly"),
+    Reason.TORQUE_LIMIT: ("the motion would need more torque than a joint has",
+                          "replan; check payload and limits"),
+    Reason.JERK_LIMIT: ("a joint would jerk too hard, even slowed", "replan more smoothly"),
+    Reason.WORKSPACE: ("the tool would leave its box", "replan inside it"),
+    Reason.TORQUE_RATE_LIMIT: ("the torque would have to change faster than it may",
+                               "replan more smoothly"),
+    Reason.UNREACHABLE: ("the arm cannot bring its tool there", "replan within reach"),
+    Reason.SINGULAR: ("the arm would come too close to a singular pose", "replan around it"),
+    Reason.DEACTIVATING: ("the controller is on its way to OFF", "activate it again"),
+    Reason.OVERTAKEN: ("the controller went on while it was judged, several times",
+                       "raise handover_lead_s; relieve the CPU"),
+    Reason.SUPERSEDED: ("a newer reference arrived before it was judged", "send fewer"),
+}
+
+
+def render_markdown() -> str:
+    """The reasons as a Markdown table, for docs."""
+    rows = ["| number | name | what was wrong | what to do |", "|--:|---|---|---|"]
+    for reason, (wrong, remedy) in REASON_TEXT.items():
+        rows.append(f"| {int(reason)} | {reason.name} | {wrong} | {remedy} |")
+    return "\n".join(rows) + "\n"
+
+
 def _empty() -> FloatArray:
     return np.zeros(0)
 

@@ -8,7 +8,7 @@ from impedance_support import Plant, make_field, make_prior, make_spline, run
 
 from niaf_field import spline_reference
 from niaf_impedance import ControllerConfig, ImpedanceController, Mode, Verdict
-from niaf_impedance.admission import Reason
+from niaf_impedance.admission import REASON_TEXT, Reason
 from niaf_impedance.controller import ControllerConfigError
 
 
@@ -159,3 +159,7 @@ def test_prior_of_another_arm_is_refused_at_construction(arm):
     )
     with pytest.raises(ControllerConfigError, match=r"no channel for joint 'panda_joint1'.*elbow"):
         ImpedanceController(ControllerConfig(), arm, stranger)
+
+
+def test_every_reason_has_a_text():
+    assert set(REASON_TEXT) == set(Reason) - {Reason.NONE}
