@@ -181,6 +181,7 @@ class ImpedanceController:
         cf[k.CF_FEEDFORWARD] = FEEDFORWARD[config.feedforward]
         cf[k.CF_COULOMB_SPEED] = config.coulomb_speed_rad_s
         cf[k.CF_DAMP_GRAVITY] = 1.0 if config.damp_gravity else 0.0
+        cf[k.CF_ROBOT_GRAVITY] = 1.0 if self.arm.config.gravity_added_by_robot else 0.0
         cf[k.CF_DEACTIVATE] = config.deactivate_s
         cf[k.CF_CLOCK_TOLERANCE] = config.clock_tolerance_ticks
         if gripper is not None:
@@ -317,7 +318,7 @@ class ImpedanceController:
         if not math.isfinite(t_s):
             raise ValueError(f"activation time is {t_s}; it must be finite")
         st, si, n = self._st, self._si, self.n
-        start = self.arm.gravity_torque(q) if tau_start_nm is None else np.array(tau_start_nm)
+        start = self._weight(q) if tau_start_nm is None else np.array(tau_start_nm)
         if start.shape != (n,) or not np.isfinite(start).all():
             raise ValueError(f"tau_start_nm must be {n} finite torques, got {start}")
         limit = self._jp[k.JP_TORQUE]
@@ -356,6 +357,12 @@ class ImpedanceController:
         self._pi[k.PI_WAITING] = 0
         self._committed_sequence = 0
         self._last_stamp_s = -math.inf
+
+    def _weight(self, q: FloatArray) -> FloatArray:
+        """Torque [n] that has to be sent to hold the arm still at ``q``."""
+        if self.arm.config.gravity_added_by_robot:
+            return np.zeros(self.n)
+        return self.arm.gravity_torque(q)
 
     def deactivate(self, t_s: float) -> None:
         """Brake along the path, ramp to gravity and damping only, then OFF (tick gives zero)."""
@@ -435,7 +442,7 @@ class ImpedanceController:
             return False
         if not age_s > self.config.state_timeout_s:
             return False
-        gravity = self._cf[k.CF_DAMP_GRAVITY] * self.arm.gravity_torque(self.telemetry.q)
+        gravity = self._cf[k.CF_DAMP_GRAVITY] * self._weight(self.telemetry.q)
         step = self._jp[k.JP_TORQUE_RATE] * min(age_s, self.config.state_timeout_s)
         limit = self._jp[k.JP_TORQUE]
         self._tau[:] = np.clip(np.clip(gravity, self._tau - step, self._tau + step), -limit, limit)

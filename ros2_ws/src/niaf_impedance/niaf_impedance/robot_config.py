@@ -120,7 +120,8 @@ class CartesianConfig:
 class RobotConfig:
     """One arm. ``urdf`` is the resolved path; ``feedback_delay_s`` the delay inside the drives.
 
-    ``tool_frame`` is a frame of the URDF behind the last joint; empty: the last joint's own frame.
+    ``gravity_added_by_robot``: its torque interface adds the arm's gravity to what is sent, so that
+    none is sent. ``tool_frame`` is a frame of the URDF behind the last joint; empty: the last joint's own frame.
     """
 
     robot: str
@@ -134,6 +135,7 @@ class RobotConfig:
     source: Path
     tool_frame: str = ""
     workspace: WorkspaceConfig | None = None
+    gravity_added_by_robot: bool = False
     cartesian: CartesianConfig | None = None
 
     @property
@@ -254,6 +256,13 @@ class _Reader:
             limit = f"{sign} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
             raise self.fail(key, f"is {number:g} but must be {limit}; correct the value")
         return number
+
+    def flag(self, key: str, default: bool) -> bool:
+        self.used.add(key)
+        value = self.mapping.get(key, default)
+        if not isinstance(value, bool):
+            raise self.fail(key, f"must be true or false, not {value!r}")
+        return value
 
     def optional_number(self, key: str, default: float, low: float, above: bool = False) -> float:
         self.used.add(key)
@@ -396,6 +405,7 @@ def load_robot_config(path: str | Path) -> RobotConfig:
         gripper=gripper,
         payload=payload,
         tool_frame=tool_frame,
+        gravity_added_by_robot=reader.flag("gravity_added_by_robot", False),
         workspace=workspace,
         cartesian=cartesian,
         source=file,

@@ -105,7 +105,8 @@ CF_TRACKING_M, CF_TRACKING_RAD = 17, 18  # tracking error of the tool that is a 
 # a joint whose reading does not change in any bit while its reference, or the integral of its
 # measured velocity, goes this far is a fault, rad; 0: not checked
 CF_FROZEN_REFERENCE, CF_FROZEN_MOTION = 19, 20
-CF_SIZE = 21
+CF_ROBOT_GRAVITY = 21  # 1: the robot adds its own gravity torque to what is sent
+CF_SIZE = 22
 
 JP_KP, JP_KD, JP_KP_TARGET, JP_KD_TARGET, JP_KP_RATE, JP_KD_RATE = 0, 1, 2, 3, 4, 5
 JP_TORQUE, JP_TORQUE_RATE, JP_DAMP, JP_COULOMB, JP_VISCOUS, JP_ARMATURE = 6, 7, 8, 9, 10, 11
@@ -465,6 +466,11 @@ def tick(
             tel[TEL_FRICTION, i] = 0.0
             tel[TEL_POSTURE, i] = 0.0
     si[SI_MODE] = mode
+
+    if cf[CF_ROBOT_GRAVITY] != 0.0:
+        rnea(model, parent, kind, gravity, q, zero, zero, dynamics_work, dyn[6])
+        for i in range(n):  # while damping the bias is gravity alone, and none of it is ours
+            tel[TEL_GRAVITY, i] = tel[TEL_GRAVITY, i] - dyn[6, i] if following else 0.0
 
     # -- sum and limits (nothing after this touches the torque) -----------------------------------
     for i in range(n):

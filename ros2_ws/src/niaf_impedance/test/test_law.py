@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from impedance_support import Plant, make_field, make_spline, run
 
-from niaf_impedance import ControllerConfig, Fault, ImpedanceController, Mode
+from niaf_impedance import ArmModel, ControllerConfig, Fault, ImpedanceController, Mode
 from niaf_impedance import tick as tick_module
 from niaf_impedance.controller import ControllerConfigError
 
@@ -196,3 +196,25 @@ def test_tick_allocates_nothing(holding, prior):
         and "test_" not in s.traceback[0].filename
     ]
     assert sum(s.size_diff for s in grown) < 200  # a float object or two, nothing per tick
+
+
+def test_gravity_that_the_robot_adds_is_not_sent(arm):
+    """Same law, less exactly the weight; nothing while damping at rest, nothing at activation."""
+    q = arm.config.home_rad
+    own = ArmModel(dataclasses.replace(arm.config, gravity_added_by_robot=True))
+    torques = []
+    for model in (arm, own):
+        controller = ImpedanceController(ControllerConfig(), model)
+        controller.activate(0.0, q, np.zeros(7))
+        start = controller.telemetry.tau.copy()
+        for i in range(1, 400):
+            tau = controller.tick(0.001 * i, q + 0.002, np.full(7, 0.01))
+        torques.append((start, tau.copy(), controller))
+    weight = arm.gravity_torque(q + 0.002)
+    np.testing.assert_allclose(torques[0][1] - torques[1][1], weight, atol=1e-9)
+    np.testing.assert_array_equal(torques[1][0], 0.0)
+    controller = torques[1][2]
+    controller.estop()
+    for i in range(400, 600):
+        tau = controller.tick(0.001 * i, q + 0.002, np.zeros(7))
+    np.testing.assert_allclose(tau, 0.0, atol=1e-12)

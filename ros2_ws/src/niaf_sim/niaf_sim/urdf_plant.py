@@ -49,7 +49,7 @@ def build_spec(robot: RobotConfig, timestep_s: float) -> mujoco.MjSpec:
     """``robot`` for MuJoCo: its URDF without shapes, joints outside the arm locked.
 
     Rotor inertia and friction, which a URDF lacks, come from the robot description. Its payload is
-    not added: what the arm carries is the caller's to build.
+    not added: what the arm carries is the caller's to build. A robot that adds gravity itself does.
     """
     root = ElementTree.parse(robot.urdf).getroot()
     for link in root.iter("link"):
@@ -62,6 +62,9 @@ def build_spec(robot: RobotConfig, timestep_s: float) -> mujoco.MjSpec:
     spec.option.timestep = timestep_s
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.option.gravity = robot.gravity_m_s2
+    if robot.gravity_added_by_robot:
+        for body in spec.bodies:
+            body.gravcomp = 1.0
     lock = robot.gripper.lock_position_m if robot.gripper is not None else 0.0
     for joint in [joint for joint in spec.joints if joint.name not in robot.joint_names]:
         _lock(spec, joint, lock)
