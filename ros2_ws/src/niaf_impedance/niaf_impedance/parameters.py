@@ -34,8 +34,8 @@ class ParameterSpec:
 _NODE = (
     ParameterSpec("robot_config", "", "", "Robot description (YAML); empty: the Panda shipped with "
                   "niaf_impedance."),
-    ParameterSpec("base_frame", "", "", "frame_id of states and reports; empty: the base frame of the "
-                  "robot description."),
+    ParameterSpec("base_frame", "", "", "frame_id of states and reports; empty: the base frame of "
+                  "the robot description."),
     ParameterSpec("prior", "", "", "prior.safetensors, or the checkpoint folder that holds it."),
     ParameterSpec("arm_interface", "effort", "", "How the arm is reached: effort (topics of "
                   "ros2_control and of the simulator) or mit_can (frames of its motors on a bus).",

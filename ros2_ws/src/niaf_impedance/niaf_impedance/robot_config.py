@@ -121,7 +121,8 @@ class RobotConfig:
     """One arm. ``urdf`` is the resolved path; ``feedback_delay_s`` the delay inside the drives.
 
     ``gravity_added_by_robot``: its torque interface adds the arm's gravity to what is sent, so that
-    none is sent. ``tool_frame`` is a frame of the URDF behind the last joint; empty: the last joint's own frame.
+    none is sent. ``tool_frame`` is a frame of the URDF behind the last joint; empty: the last
+    joint's own frame.
     """
 
     robot: str

@@ -80,7 +80,8 @@ class ControllerConfig:
                 f"feedforward is {self.feedforward!r}; use one of {sorted(FEEDFORWARD)}"
             )
         zero_allowed = {
-            "frozen_motion_rad", "frozen_reference_rad", "jump_margin_rad", "min_remaining_s", "start_ahead_s", "velocity_filter_s"
+            "frozen_motion_rad", "frozen_reference_rad", "jump_margin_rad", "min_remaining_s",
+            "start_ahead_s", "velocity_filter_s",
         }
         for entry in fields(self):
             value = getattr(self, entry.name)

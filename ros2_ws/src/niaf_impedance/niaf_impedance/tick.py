@@ -288,7 +288,8 @@ def tick(
                     3.0 * jp[JP_COULOMB, i] / max(jp[JP_KP, i], 1e-9))
                 moved = abs(tel[TEL_FROZEN_MOTION, i])
                 if fault == 0 and (
-                    asked > alive * cf[CF_FROZEN_REFERENCE] > 0.0 or moved > cf[CF_FROZEN_MOTION] > 0.0
+                    asked > alive * cf[CF_FROZEN_REFERENCE] > 0.0
+                    or moved > cf[CF_FROZEN_MOTION] > 0.0
                 ):
                     fault, fault_joint = F_STATE_FROZEN, i
             q[i] = q_in[i]

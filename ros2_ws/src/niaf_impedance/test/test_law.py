@@ -1,9 +1,8 @@
 """The tick: sign of the law, limits under anything, activation, gains, no allocation."""
 
+import dataclasses
 import gc
 import tracemalloc
-
-import dataclasses
 
 import numpy as np
 import pytest

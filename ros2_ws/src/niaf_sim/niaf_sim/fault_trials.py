@@ -127,7 +127,7 @@ ON = frozenset({"FOLLOWING"})
 EXHAUSTED = frozenset({"EXHAUSTED"})
 #: what pushing an arm may end in besides going on
 PUSHED = _stop(Fault.TRACKING_ERROR, Fault.OVERSPEED, Fault.STATE_JUMP)
-#: what a joint without torque may end in: friction holds it on one encoder count while it should move
+#: what a joint without torque may end in: friction holds it on one encoder count
 STUCK = _stop(Fault.STATE_FROZEN)
 
 
