@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import Executor, SingleThreadedExecutor
@@ -368,6 +369,15 @@ class ImpedanceNode(LifecycleNode):
     def _beat(self) -> None:
         """What must go on when no ticks come, or when they come in another thread."""
         self._report_changes()
+        controller = self.controller
+        if (
+            not self._lifecycle_active
+            and controller is not None
+            and controller.mode in (Mode.DAMP, Mode.ESTOP)
+            and np.abs(controller.telemetry.dq).max() < controller.config.standstill_rad_s
+        ):  # a fault cut the ramp short: off once the arm is at rest
+            assert self._link is not None
+            self._link.deactivate()
         self._settle()
 
     def _on_bus_state(self, wall_s: float, state: DriveState) -> None:
@@ -759,7 +769,10 @@ def main(args: list[str] | None = None) -> int:
         executor = working_executor(node)
         node.get_logger().info(scheduling)
         while not stopping.is_set():
-            executor.spin_once(timeout_sec=0.1)
+            try:
+                executor.spin_once(timeout_sec=0.1)
+            except RCLError as error:  # rclpy raises it for a transition that is not allowed now
+                node.get_logger().error(f"request refused: {error}")
         node.begin_shutdown()
         end = time.monotonic() + SHUTDOWN_S
         while not node.quiet and time.monotonic() < end:

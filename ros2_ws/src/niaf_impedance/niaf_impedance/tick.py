@@ -282,7 +282,7 @@ def tick(
                 tel[TEL_FROZEN_REFERENCE, i] = tel[TEL_Q_REF, i]
                 tel[TEL_FROZEN_MOTION, i] = 0.0
             else:
-                tel[TEL_FROZEN_MOTION, i] += dq_in[i] * dt
+                tel[TEL_FROZEN_MOTION, i] += dq_in[i] * dt_limited
                 # how far a soft joint may lag before it overcomes its friction does not count
                 asked = abs(tel[TEL_Q_REF, i] - tel[TEL_FROZEN_REFERENCE, i]) - (
                     3.0 * jp[JP_COULOMB, i] / max(jp[JP_KP, i], 1e-9))

@@ -19,6 +19,8 @@ niaf_msgs = pytest.importorskip("niaf_msgs.msg", reason="niaf_msgs is not built"
 domain_coordinator = pytest.importorskip("domain_coordinator", reason="no domain_coordinator")
 
 from impedance_support import Plant, make_prior  # noqa: E402
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState  # noqa: E402
 from rcl_interfaces.msg import Parameter as ParameterMessage  # noqa: E402
 from rcl_interfaces.srv import GetParameters, SetParameters  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
@@ -294,6 +296,38 @@ def test_a_joint_trajectory_drives_the_arm_through_the_same_admission(system, ar
     wrong = send_trajectory(fake, ["elbow", *names[1:]], [goal[::-1]], [1.0])
     assert wrong.verdict == AdmissionReport.REFUSED
     assert "elbow" in wrong.reason_text
+
+
+def change_state(fake, transition):
+    request = ChangeState.Request()
+    request.transition.id = transition
+    return fake.call(ChangeState, "impedance/change_state", request).success
+
+
+def test_a_transition_that_is_not_allowed_does_not_end_the_node(system):
+    fake, process, _ = system
+    request = ChangeState.Request()
+    request.transition.id = Transition.TRANSITION_ACTIVATE  # it is active already
+    client = fake.node.create_client(ChangeState, "impedance/change_state")
+    assert client.wait_for_service(5.0)
+    client.call_async(request)  # rclpy gives no answer to it
+    count = len(fake.states)
+    wait_for(lambda: len(fake.states) > count + 50, 5.0, "states after the bad request")
+    assert process.poll() is None
+
+
+def test_a_fault_during_the_ramp_down_still_ends_off(system):
+    fake, _, _ = system
+    assert change_state(fake, Transition.TRANSITION_DEACTIVATE)
+    fake.call(Trigger, "impedance/estop", Trigger.Request())  # cuts the ramp short, or comes too late
+    end = time.monotonic() + 10.0
+    sent = -1
+    while sent != len(fake.efforts):  # until a quarter of a second passes without a command
+        assert time.monotonic() < end, "efforts go on after the deactivation"
+        sent = len(fake.efforts)
+        time.sleep(0.25)
+    assert change_state(fake, Transition.TRANSITION_ACTIVATE)
+    wait_for(lambda: fake.states[-1].mode == ImpedanceState.HOLD, 2.0, "HOLD")
 
 
 def test_estop_latches_until_reset(system):

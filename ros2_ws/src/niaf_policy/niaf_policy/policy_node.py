@@ -22,6 +22,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.clock import Clock, ClockType
@@ -681,7 +682,10 @@ def main(args: list[str] | None = None) -> int:
     code = 0
     try:
         while not (stopping.is_set() or node.failed):
-            executor.spin_once(timeout_sec=0.1)
+            try:
+                executor.spin_once(timeout_sec=0.1)
+            except RCLError as error:  # rclpy raises it for a transition that is not allowed now
+                node.get_logger().error(f"request refused: {error}")
         end_s = time.monotonic() + (LAST_WORDS_S if node.begin_shutdown() else 0.0)
         while time.monotonic() < end_s:
             executor.spin_once(timeout_sec=0.02)
