@@ -98,7 +98,10 @@ def over_dds(arm: ArmModel, count: int) -> dict[str, Any]:
         file = Path(folder) / "prior.safetensors"
         save_prior(prior, file)
         command = [sys.executable, "-m", "niaf_impedance.impedance_node", "--ros-args"]
-        for parameter in (f"control_rate_hz:={RATE_HZ}", "state_timeout_s:=1.0", f"prior:={file}"):
+        for parameter in (
+            f"control_rate_hz:={RATE_HZ}", "state_timeout_s:=1.0", f"prior:={file}",
+            "frozen_reference_rad:=0.0", "frozen_motion_rad:=0.0",  # one pose for ever
+        ):
             command += ["-p", parameter]
         log = Path(folder) / "node.log"
         with log.open("w") as sink:

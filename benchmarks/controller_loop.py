@@ -138,7 +138,9 @@ def run_loop(
     """``ticks`` deadlines of a loop that follows fields (H = 128), states at 500 Hz and a new field
     every half second from Python, under ``load``."""
     prior = make_prior(arm, 128)
-    controller = ImpedanceController(ControllerConfig(state_timeout_s=5.0), arm, prior)
+    config = ControllerConfig(
+        state_timeout_s=5.0, frozen_reference_rad=0.0, frozen_motion_rad=0.0)  # one pose for ever
+    controller = ImpedanceController(config, arm, prior)
     loop = ControlLoop(controller, rate_hz, _ONLY_COUNT)
     home, zero = arm.config.home_rad, np.zeros(arm.n)
     stop = threading.Event()

@@ -107,9 +107,13 @@ def make_field(
     return ActionField(folded, start_s, prior.horizon_s, sequence, start_s, prior.prior_id)
 
 
+#: one pose is fed for ever here, which a real arm under a moving reference does not report
+_CONFIG = ControllerConfig(state_timeout_s=10.0, frozen_reference_rad=0.0, frozen_motion_rad=0.0)
+
+
 def tracking_controller(arm: ArmModel, prior: Prior) -> tuple[ImpedanceController, ActionField]:
     """A controller in TRACK at t = 0.2 s, past the blend, and the field it follows."""
-    controller = ImpedanceController(ControllerConfig(state_timeout_s=10.0), arm, prior)
+    controller = ImpedanceController(_CONFIG, arm, prior)
     home, zero = arm.config.home_rad, np.zeros(arm.n)
     controller.activate(0.0, home, zero)
     controller.tick(0.001, home, zero)
@@ -218,7 +222,7 @@ def measure_ticks(arm: ArmModel, count: int) -> dict[str, Any]:
     rigid(np.empty(20))
     result: dict[str, Any] = {"rnea": Times.of(_in_rounds(5, rigid, count // 5), clock_s)}
     prior = make_prior(arm, WIDTHS[1])
-    controller = ImpedanceController(ControllerConfig(state_timeout_s=10.0), arm, prior)
+    controller = ImpedanceController(_CONFIG, arm, prior)
     arguments = controller._tick_arguments
     for name, mode in (("off", k.MODE_OFF), ("damp", k.MODE_DAMP), ("hold", k.MODE_HOLD)):
         controller.activate(0.0, home, zero)
