@@ -319,7 +319,7 @@ def test_a_transition_that_is_not_allowed_does_not_end_the_node(system):
 def test_a_fault_during_the_ramp_down_still_ends_off(system):
     fake, _, _ = system
     assert change_state(fake, Transition.TRANSITION_DEACTIVATE)
-    fake.call(Trigger, "impedance/estop", Trigger.Request())  # cuts the ramp short, or comes too late
+    fake.call(Trigger, "impedance/estop", Trigger.Request())  # cuts the ramp short, or is late
     end = time.monotonic() + 10.0
     sent = -1
     while sent != len(fake.efforts):  # until a quarter of a second passes without a command
