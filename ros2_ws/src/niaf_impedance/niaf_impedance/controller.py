@@ -424,6 +424,13 @@ class ImpedanceController:
                 f"{self.arm.joint_names[worst]} moves at {speed[worst]:.3f} rad/s; reset is "
                 f"allowed below standstill_rad_s = {self.config.standstill_rad_s:g}; wait for rest"
             )
+        if self.fault == Fault.STATE_FROZEN and self._tel[
+            k.TEL_FROZEN_TICKS, self._si[k.SI_FAULT_JOINT]
+        ] > 0.0:
+            raise ResetRefusedError(
+                f"the reading of {self.fault_joint} still does not change; move the joint a little "
+                "by hand to see that it lives, or deactivate and activate again"
+            )
         self.activate(
             float(self._st[k.ST_T]) if t_s is None else t_s,
             self.telemetry.q.copy(),

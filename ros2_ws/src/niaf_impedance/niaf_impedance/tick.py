@@ -146,9 +146,9 @@ PF_FLIP, PF_BRAKE_AT, PF_BRAKE_T, PF_END, PF_SIZE = 0, 1, 2, 3, 4
 TEL_Q_REF, TEL_DQ_REF, TEL_DDQ_REF, TEL_Q, TEL_DQ = 0, 1, 2, 3, 4
 TEL_STIFFNESS, TEL_DAMPING, TEL_GRAVITY, TEL_INERTIA, TEL_FRICTION = 5, 6, 7, 8, 9
 TEL_DQ_FILTERED, TEL_POSTURE = 10, 11
-# since the joint's reading changed last: its reference then, and the integral of its velocity
-TEL_FROZEN_REFERENCE, TEL_FROZEN_MOTION = 12, 13
-TEL_ROWS = 14
+# since the joint's reading changed last: its reference then, integral of its velocity, ticks
+TEL_FROZEN_REFERENCE, TEL_FROZEN_MOTION, TEL_FROZEN_TICKS = 12, 13, 14
+TEL_ROWS = 15
 
 
 @njit(cache=True, nogil=True)
@@ -281,7 +281,9 @@ def tick(
             if q_in[i] != q[i]:
                 tel[TEL_FROZEN_REFERENCE, i] = tel[TEL_Q_REF, i]
                 tel[TEL_FROZEN_MOTION, i] = 0.0
+                tel[TEL_FROZEN_TICKS, i] = 0.0
             else:
+                tel[TEL_FROZEN_TICKS, i] += 1.0
                 tel[TEL_FROZEN_MOTION, i] += dq_in[i] * dt_limited
                 # how far a soft joint may lag before it overcomes its friction does not count
                 asked = abs(tel[TEL_Q_REF, i] - tel[TEL_FROZEN_REFERENCE, i]) - (

@@ -225,6 +225,14 @@ def test_a_frozen_reading_is_named_and_the_controller_falls_silent(holding):
     assert controller.silent
     weight = controller.arm.gravity_torque(measured)
     np.testing.assert_allclose(controller.telemetry.tau, weight, atol=1e-6)
+    measured, still = measured.copy(), np.zeros(7)
+    controller.tick(plant.time_s, measured, still)
+    with pytest.raises(ResetRefusedError, match="panda_joint1 still does not change"):
+        controller.reset()
+    measured[0] += 1e-4  # it lives again
+    controller.tick(plant.time_s + 0.001, measured, still)
+    controller.reset()
+    assert controller.mode == Mode.HOLD
 
 
 def test_an_arm_at_rest_is_not_taken_for_a_frozen_one(holding):
