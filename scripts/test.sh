@@ -12,14 +12,14 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OPENBLAS_NUM_THREADS=1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTEST_PLUGINS=pytest_timeout
 
 if [ $# -gt 0 ]; then
-    exec python -m pytest "$@"
+    exec python -m pytest --hypothesis-profile=ci "$@"
 fi
 
 mkdir -p out
 lint=failed
 scripts/lint.sh </dev/null && lint=passed
 echo "[test] pytest"
-python -m pytest --junitxml=out/pytest.xml </dev/null
+python -m pytest --hypothesis-profile=ci --junitxml=out/pytest.xml </dev/null
 tests=$?
 if [ $lint = failed ]; then
     echo "[test] ruff or mypy failed, see above"

@@ -222,6 +222,8 @@ class Planner:
     reasons: tuple[tuple[int, Reason], ...] = tuple(enumerate(_REASONS))
     bisections = _BISECTIONS
 
+    _density = 1
+
     def __init__(
         self, config: ControllerConfig, arm: ArmModel, prior: Prior | None,
         jp: FloatArray, cf: FloatArray, in_use: Callable[[], Iterable[int]],
@@ -689,7 +691,7 @@ class Planner:
         self, begin: float, end: float, brake_at: float, brake_t: float, count: int,
         snapshot: Snapshot, scale: float,
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
-        samples = self.config.admission_samples
+        samples = self._density * self.config.admission_samples
         stop = brake_at + brake_t if brake_t > 0.0 else end
         # a third of the samples on the blend, where accelerations change fastest
         dense = samples // 3 + 1

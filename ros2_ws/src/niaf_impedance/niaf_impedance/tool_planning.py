@@ -65,6 +65,9 @@ class ToolPlanner(Planner):
     reasons = ((UNREACHABLE, Reason.UNREACHABLE), (SINGULAR, Reason.SINGULAR), *enumerate(_REASONS))
     bisections = 3  # a rollout takes milliseconds
 
+    #: the joints' path has sharper bends than the tool's
+    _density = 2
+
     def __init__(
         self, config: ControllerConfig, arm: ArmModel, prior: Prior, jp: FloatArray,
         cf: FloatArray, in_use: Callable[[], Iterable[int]], gains: FloatArray, cj: FloatArray,

@@ -179,7 +179,9 @@ def test_cartesian_parameters_are_checked_by_name(arm, tmp_path, key, value, wor
 
 @pytest.mark.parametrize("robot", ["panda", "fr3", "ur5e"])
 def test_the_shipped_gains_suit_the_delay_and_hold_the_arm(robot):
-    arm = ArmModel.from_yaml(default_robot_config_path(robot))
+    # the small plant adds no gravity of its own
+    described = load_robot_config(default_robot_config_path(robot))
+    arm = ArmModel(dataclasses.replace(described, gravity_added_by_robot=False))
     channels = make_tool_prior().channels[: 7 if arm.config.gripper else 6]
     prior = initial_prior(channels, sine_layers=1, width=4, omega0=1.0, horizon_s=1.0)
     controller = ImpedanceController(ControllerConfig(), arm, prior)
