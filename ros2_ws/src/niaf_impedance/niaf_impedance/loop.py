@@ -42,14 +42,13 @@ from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.faults import Fault
 from niaf_impedance.planning import Plan, Snapshot
 from niaf_impedance.realtime import fine_timer_slack, request_fifo
-from niaf_impedance.timing import BIN_S, BINS, Percentiles
+from niaf_impedance.timing import BIN_S, BINS, Percentiles, percentiles_of
 
 FloatArray = np.ndarray
 
 _CLOCK_MONOTONIC, _CLOCK_THREAD_CPUTIME, _TIMER_ABSTIME, _EINTR = 1, 3, 1, 4
 _READ_ATTEMPTS = 8
 _CPU_EVERY = 256  # ticks between two looks at the thread's CPU clock
-_BRAKE_PEAK = 1.875  # as planning.py: peak of |d rate / dt| of the braking profile times duration
 
 # words, int64: one writer each
 W_STOP, W_PAUSE, W_PAUSED, W_REQUEST, W_STATE, W_COMMAND, W_MAIL, W_TICK = range(8)
@@ -214,12 +213,8 @@ def _brake(settings, acceleration, st, si, tel):
     at = st[k.ST_T]
     if si[k.SI_MODE] != k.MODE_TRACK or at >= st[k.ST_BRAKE_AT]:
         return
-    needed = 0.0
-    for i in range(acceleration.shape[0]):
-        needed = max(needed, abs(tel[k.TEL_DQ_REF, i]) / acceleration[i])
-    duration = min(
-        max(settings[S_BRAKE_TIME], 1.5 * _BRAKE_PEAK * needed), settings[S_BRAKE_TIME_MAX]
-    )
+    duration = k.brake_duration(
+        tel[k.TEL_DQ_REF], acceleration, settings[S_BRAKE_TIME], settings[S_BRAKE_TIME_MAX])
     st[k.ST_BRAKE_T] = min(duration, 2.0 * max(st[k.ST_END] - at, 1e-6))
     st[k.ST_BRAKE_AT] = at
     si[k.SI_GENERATION] += 1
@@ -662,7 +657,7 @@ class ControlLoop:
     def statistics(self) -> LoopStatistics:
         words, cpu = self._words, self._cpu
         lateness, execution, age = (
-            _percentiles(counts, float(worst))
+            percentiles_of(counts, float(worst))
             for counts, worst in zip(self._histogram, self._maxima, strict=True)
         )
         return LoopStatistics(
@@ -683,15 +678,3 @@ def store_word(words, word, value):
 def set_bits_of(words, word, bits):
     """``set_bits`` for Python."""
     set_bits(words, word, bits)
-
-
-def _percentiles(counts: FloatArray, worst_s: float) -> Percentiles:
-    total = int(counts.sum())
-    if total == 0:
-        return Percentiles(0, 0.0, 0.0, 0.0, 0.0)
-    ranks = np.ceil(np.array([0.5, 0.99, 0.999]) * total)
-    p50, p99, p999 = (np.searchsorted(np.cumsum(counts), ranks) + 0.5) * BIN_S
-    return Percentiles(
-        total, min(float(p50), worst_s), min(float(p99), worst_s), min(float(p999), worst_s),
-        worst_s,
-    )

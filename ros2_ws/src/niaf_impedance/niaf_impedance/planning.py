@@ -63,8 +63,6 @@ _SAMPLING_MARGIN = 0.01
 _BISECTIONS = 6
 #: samples are at least this far apart
 _CLOSEST_S = 1e-4
-#: peak of |d rate / dt| of the braking profile times its duration (quintic smoothstep)
-_BRAKE_PEAK = 1.875
 
 
 @njit(cache=True, nogil=True)
@@ -667,8 +665,10 @@ class Planner:
 
     def brake_time(self, velocity: FloatArray) -> float:
         """Duration that keeps the braking share of acceleration below two thirds of the limit."""
-        needed = float(np.max(np.abs(velocity) / self.arm.limits.acceleration_rad_s2))
-        return min(max(self.config.brake_s, 1.5 * _BRAKE_PEAK * needed), self.config.brake_max_s)
+        return float(k.brake_duration(
+            velocity, self.arm.limits.acceleration_rad_s2, self.config.brake_s,
+            self.config.brake_max_s,
+        ))
 
     def _plan_brake(
         self, count: int, snapshot: Snapshot, reference: AnyReference, columns: Sequence[int],

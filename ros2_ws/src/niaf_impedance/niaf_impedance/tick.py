@@ -79,6 +79,8 @@ from niaf_impedance.tool_task import (
 
 MODE_OFF, MODE_TRACK, MODE_BRAKE, MODE_HOLD, MODE_DAMP, MODE_ESTOP = 0, 1, 2, 3, 4, 5
 FF_GRAVITY, FF_NONLINEAR, FF_FULL = 0, 1, 2
+#: peak of |d rate / dt| of the braking profile times its duration (quintic smoothstep)
+BRAKE_PEAK = 1.875
 
 # fault numbers: niaf_impedance.faults.Fault (a test holds the two together)
 F_STATE_NOT_FINITE, F_STATE_STALE, F_STATE_JUMP, F_CLOCK, F_STATE_FROZEN = 10, 11, 12, 13, 14
@@ -149,6 +151,16 @@ TEL_DQ_FILTERED, TEL_POSTURE = 10, 11
 # since the joint's reading changed last: its reference then, integral of its velocity, ticks
 TEL_FROZEN_REFERENCE, TEL_FROZEN_MOTION, TEL_FROZEN_TICKS = 12, 13, 14
 TEL_ROWS = 15
+
+
+@njit(cache=True, nogil=True)
+def brake_duration(velocity, acceleration, shortest, longest):
+    """Duration of braking from ``velocity`` [n] that keeps its share of the acceleration below two
+    thirds of the limits ``acceleration`` [n], within [shortest, longest], s."""
+    needed = 0.0
+    for i in range(acceleration.shape[0]):
+        needed = max(needed, abs(velocity[i]) / acceleration[i])
+    return min(max(shortest, 1.5 * BRAKE_PEAK * needed), longest)
 
 
 @njit(cache=True, nogil=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FloatArray = np.ndarray
+
 #: resolution and range of the histograms; later values land in the last bin, the maximum is exact
 BIN_S = 1e-6
 BINS = 20_000
@@ -22,37 +24,38 @@ class Percentiles:
     max_s: float
 
 
+def percentiles_of(counts: FloatArray, max_s: float) -> Percentiles:
+    """Percentiles of a histogram ``counts`` [BINS] whose largest value was ``max_s``."""
+    count = int(counts.sum())
+    if count == 0:
+        return Percentiles(0, 0.0, 0.0, 0.0, 0.0)
+    ranks = np.ceil(np.array([0.5, 0.99, 0.999]) * count)
+    p50, p99, p999 = (np.searchsorted(np.cumsum(counts), ranks) + 0.5) * BIN_S
+    return Percentiles(
+        count, min(float(p50), max_s), min(float(p99), max_s), min(float(p999), max_s), max_s
+    )
+
+
 class Histogram:
     """Counts of durations with 1 us resolution up to 20 ms."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(BINS, dtype=np.int64)
-        self._count = 0
         self._max_s = 0.0
 
     def add(self, value_s: float) -> None:
         """Count one duration; negative ones count as zero."""
         index = int(value_s / BIN_S)
         self._counts[0 if index < 0 else (index if index < BINS else BINS - 1)] += 1
-        self._count += 1
         if value_s > self._max_s:
             self._max_s = value_s
 
     def clear(self) -> None:
         self._counts[:] = 0
-        self._count, self._max_s = 0, 0.0
+        self._max_s = 0.0
 
     def percentiles(self) -> Percentiles:
-        if self._count == 0:
-            return Percentiles(0, 0.0, 0.0, 0.0, 0.0)
-        cumulated = np.cumsum(self._counts)
-        ranks = np.ceil(np.array([0.5, 0.99, 0.999]) * self._count)
-        p50, p99, p999 = (np.searchsorted(cumulated, ranks) + 0.5) * BIN_S
-        limit = self._max_s
-        return Percentiles(
-            self._count, min(float(p50), limit), min(float(p99), limit), min(float(p999), limit),
-            limit,
-        )
+        return percentiles_of(self._counts, self._max_s)
 
 
 class LoopTiming:
