@@ -425,9 +425,15 @@ def test_a_policy_that_freezes_and_then_dies_leaves_the_arm_holding_both_times(
             def pursue() -> Any:
                 goal = ExecuteInstruction.Goal(
                     instruction="pick up the red cube", timeout_s=120.0)
-                sent = client.send_goal_async(goal)
-                graph.wait(lambda: sent.done() and sent.result().accepted, "the goal")
-                return sent.result().get_result_async()
+                sent: list[Any] = []  # until the policy is active it refuses goals
+
+                def accepted() -> bool:
+                    if not sent or (sent[-1].done() and not sent[-1].result().accepted):
+                        sent.append(client.send_goal_async(goal))
+                    return bool(sent[-1].done() and sent[-1].result().accepted)
+
+                graph.wait(accepted, "the policy to take the goal", 120.0)
+                return sent[-1].result().get_result_async()
 
             first = pursue()
             graph.wait_for_motion()
