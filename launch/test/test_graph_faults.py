@@ -339,7 +339,7 @@ def test_a_storm_of_gains_is_answered_and_moves_the_torque_within_its_rate(graph
     due_s = time.monotonic()
     for number in range(100):
         kp = [float(rng.uniform(0.3, 1.0) * joint.kp.maximum) for joint in joints]
-        kd = [float(rng.uniform(0.3, 1.0) * joint.kd.default) for joint in joints]
+        kd = [float(rng.uniform(0.8, 1.0) * joint.kd.default) for joint in joints]
         kind, joint = number % 4, int(rng.integers(7))
         if kind == 1:
             kp[joint] *= 10.0

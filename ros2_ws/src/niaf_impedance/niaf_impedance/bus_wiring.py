@@ -260,11 +260,12 @@ class BusArm:
         controller, period_s = self._controller, self.description.loop.period_s
         if self._loop is None:
             return "the bus is not open"
-        _, host_kd = self._loop.host_share(np.asarray(kp), np.asarray(kd))
+        host_kp, host_kd = self._loop.host_share(np.asarray(kp), np.asarray(kd))
         problem = controller.check_gains(kp, kd, 0.0)
         if not problem and np.any(host_kd > 0.0):
             least = [joint.kd.minimum for joint in controller.arm.config.joints]
-            problem = controller.check_gains(kp, np.maximum(host_kd, least), 2.0 * period_s)
+            problem = controller.check_gains(
+                host_kp, np.maximum(host_kd, least), 2.0 * period_s)
             if problem:
                 problem = (
                     f"{problem} (what the motors do not close themselves acts two periods of "

@@ -24,6 +24,7 @@ from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.arm_model import ArmModel
 from niaf_impedance.dynamics import WORK_COLUMNS
 from niaf_impedance.faults import Fault, Mode
+from niaf_impedance.kinematics import MOTION_SIZE
 from niaf_impedance.planning import Plan, Planner, Snapshot
 from niaf_impedance.settings import FEEDFORWARD, ControllerConfig, ControllerConfigError
 from niaf_impedance.tool_planning import ToolPlanner
@@ -53,7 +54,9 @@ class Telemetry:
     While references move the tool, ``q_ref`` is the measured position (such a reference has no
     joint position), ``dq_ref`` the joint velocity that gives the reference's twist, ``ddq_ref`` the
     acceleration that is fed forward; ``tau_posture`` then holds the null-space terms and the push
-    away from joint limits.
+    away from joint limits. ``tool_reference`` [24] is the motion that the law followed last (see
+    kinematics.py), ``tool_error`` [6] its distance from the measured pose (m, rad) before the
+    clips, ``tool_wrench`` [6] what stiffness and damping made of it (N, Nm).
     """
 
     q_ref: FloatArray
@@ -68,6 +71,9 @@ class Telemetry:
     tau_gravity: FloatArray
     tau_inertia: FloatArray
     tau_friction: FloatArray
+    tool_reference: FloatArray
+    tool_error: FloatArray
+    tool_wrench: FloatArray
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,7 @@ class ImpedanceController:
         self._window = (0.0, 1.0)
         names = ("q_ref", "dq_ref", "ddq_ref", "q", "dq")
         rows = {name: self._tel[i, :n] for i, name in enumerate(names)}
+        report = task.T_REPORT
         self.telemetry = Telemetry(
             tau=self._tau,
             tau_stiffness=self._tel[k.TEL_STIFFNESS, :n],
@@ -159,6 +166,9 @@ class ImpedanceController:
             tau_gravity=self._tel[k.TEL_GRAVITY, :n],
             tau_inertia=self._tel[k.TEL_INERTIA, :n],
             tau_friction=self._tel[k.TEL_FRICTION, :n],
+            tool_reference=self._scratch[task.T_REF : task.T_REF + MOTION_SIZE],
+            tool_error=self._scratch[report + law.CR_ERROR : report + law.CR_ERROR + 6],
+            tool_wrench=self._scratch[report + law.CR_WRENCH : report + law.CR_WRENCH + 6],
             **rows,
         )
         self._check_poses = _poses(arm)
@@ -515,7 +525,8 @@ class ImpedanceController:
         late. The fastest rate at which it takes speed out of the arm, the largest eigenvalue of
         M^-1 Kd (joints are coupled: folded, an arm has directions with hardly more inertia than
         the rotors), times that delay is the phase lag at crossover; beyond about 1.1 rad the arm
-        starts to shake.
+        starts to shake. And stiffness that acts late drives the arm: to first order the delay takes
+        kp * delay away from kd, whatever the inertia, so kd must be more than that.
         """
         problem = tuning.outside_ranges(self.arm.config)
         if problem:
@@ -524,7 +535,12 @@ class ImpedanceController:
             velocity_filter_s = self.config.velocity_filter_s
         delay = period_s + self.arm.config.feedback_delay_s + velocity_filter_s
         if self.moves_tool:
-            return self._check_tool_damping(tuning, delay)
+            return self._check_tool_damping(tuning, delay) or self._too_little_tool_damping(
+                tuning, delay)
+        if tuning.damping_ratio == 0.0:
+            problem = self._too_little_damping(tuning, delay)
+            if problem:
+                return problem
         worst, pose, damping = 0.0, 0, np.zeros(self.n)
         for index, (inertia, inverse) in enumerate(self._inertias):
             candidate = np.asarray(tuning.kd, dtype=np.float64)
@@ -554,6 +570,37 @@ class ImpedanceController:
             f"{_LAG_LIMIT_RAD:g}); lower {knob} by {excess:.0f} % "
             f"(mostly {names}) or raise control_rate_hz"
         )
+
+    def _too_little_damping(self, tuning: Tuning, delay_s: float) -> str:
+        kp = tuning.effective_kp(self.arm.config)
+        for name, stiffness, damping in zip(self.arm.joint_names, kp, tuning.kd, strict=True):
+            if damping < stiffness * delay_s:
+                return (
+                    f"too little damping for the stiffness of {name}: kp {stiffness:g} acts "
+                    f"{delay_s * 1e3:.1f} ms late, which takes {stiffness * delay_s:.2g} from kd "
+                    f"{damping:g}; raise its kd or lower its kp"
+                )
+        return ""
+
+    def _too_little_tool_damping(self, tuning: Tuning, delay_s: float) -> str:
+        """The same of the Cartesian law, whose stiffness and damping share their axes."""
+        gains = gain_targets(self.arm, tuning)
+        stiffness = gains[law.CP_STIFFNESS : law.CP_STIFFNESS + 6]
+        damping = gains[law.CP_DAMPING : law.CP_DAMPING + 6]
+        pairs = [
+            ("position", stiffness[:3], damping[:3]), ("orientation", stiffness[3:], damping[3:]),
+            ("posture", gains[[task.G_NULL_KP]], gains[[task.G_NULL_KD]]),
+        ]
+        for name, kp, kd in pairs:
+            lacking = kp * delay_s - kd
+            if lacking.max() > 0.0:
+                i = int(lacking.argmax())
+                return (
+                    f"too little damping for the stiffness of the tool's {name}: {kp[i]:g} acts "
+                    f"{delay_s * 1e3:.1f} ms late, which takes {kp[i] * delay_s:.2g} from its "
+                    f"damping {kd[i]:g}; raise the damping or lower the stiffness"
+                )
+        return ""
 
     def _check_tool_damping(self, tuning: Tuning, delay_s: float) -> str:
         """The same bound for the Cartesian law: M^-1 (J^T D J + N D_n N) over the poses."""

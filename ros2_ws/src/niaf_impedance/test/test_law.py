@@ -157,6 +157,37 @@ def test_damping_that_the_delay_would_turn_unstable_is_refused(controller):
     assert "control_rate_hz" in controller.check_gains(kp, kd, 0.01)
 
 
+def test_stiffness_without_the_damping_that_its_delay_eats_is_refused(controller):
+    kp, kd = controller.kp.copy(), controller.kd.copy()
+    delay_s = 0.001 + controller.arm.config.feedback_delay_s
+    kp[3], kd[3] = 1000.0, 1.01 * 1000.0 * delay_s
+    assert controller.check_gains(kp, kd, 0.001) == ""
+    kd[3] *= 0.98
+    assert "too little damping for the stiffness of panda_joint4" in controller.check_gains(
+        kp, kd, 0.001)
+    assert controller.check_gains(0.0 * kp, 0.0 * kd, 0.001) == ""  # led by hand
+
+
+@pytest.mark.parametrize("inertia_kgm2", [0.1, 1.0])
+def test_a_late_spring_swings_up_where_its_damping_is_eaten(inertia_kgm2):
+    """What the bound rests on, by stepping a joint whose state is 5 ms old."""
+    step_s, delay_s, kp = 1e-4, 0.005, 400.0
+
+    def last_swing_over_first(kd):
+        q, dq, late = 0.01, 0.0, [(0.01, 0.0)] * int(delay_s / step_s)
+        swings = []
+        for _ in range(20_000):
+            seen_q, seen_dq = late.pop(0)
+            dq += step_s * (-kp * seen_q - kd * seen_dq) / inertia_kgm2
+            q += step_s * dq
+            late.append((q, dq))
+            swings.append(abs(q))
+        return max(swings[-5000:]) / max(swings[:5000])
+
+    assert last_swing_over_first(0.7 * kp * delay_s) > 1.2
+    assert last_swing_over_first(1.3 * kp * delay_s) < 0.8
+
+
 def test_gripper_ignores_wobble_and_keeps_its_speed(holding, arm):
     controller, plant = holding
     gripper = arm.config.gripper
