@@ -10,19 +10,32 @@ import importlib.metadata
 import math
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
+
+from niaf_impedance.description_reader import (
+    DescriptionReader,
+    RobotConfigError,
+    open_description,
+)
+
+__all__ = [
+    "CartesianConfig",
+    "GainRange",
+    "GripperConfig",
+    "JointConfig",
+    "PayloadConfig",
+    "RobotConfig",
+    "RobotConfigError",
+    "WorkspaceConfig",
+    "default_robot_config_path",
+    "load_robot_config",
+    "resolve_urdf",
+]
 
 FloatArray = np.ndarray
-
-
-class RobotConfigError(ValueError):
-    """A robot description that cannot be used; the text names key, value and remedy."""
 
 
 @dataclass(frozen=True)
@@ -215,75 +228,8 @@ def _in_example_robot_data(tail: str) -> Path | None:
     return None
 
 
-class _Reader:
-    """Reads one mapping of the YAML; every complaint names file, key and value."""
-
-    def __init__(self, mapping: object, where: str, file: Path) -> None:
-        self.where, self.file = where, file
-        if not isinstance(mapping, Mapping):
-            raise RobotConfigError(f"{file}: {where} must be a mapping, not {mapping!r}")
-        self.mapping: Mapping[str, Any] = mapping
-        self.used: set[str] = set()
-
-    def fail(self, key: str, problem: str) -> RobotConfigError:
-        path = f"{self.where}.{key}" if self.where else key
-        return RobotConfigError(f"{self.file}: {path}: {problem}")
-
-    def get(self, key: str) -> Any:
-        self.used.add(key)
-        if key not in self.mapping:
-            raise self.fail(key, "missing; add it")
-        return self.mapping[key]
-
-    def text(self, key: str) -> str:
-        value = self.get(key)
-        if not isinstance(value, str) or not value:
-            raise self.fail(key, f"must be a non-empty text, not {value!r}")
-        return value
-
-    def number(self, key: str, low: float = -math.inf, high: float = math.inf,
-               above: bool = False) -> float:
-        return self.check(key, self.get(key), low, high, above)
-
-    def check(self, key: str, value: Any, low: float = -math.inf, high: float = math.inf,
-              above: bool = False) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.fail(key, f"must be a number, not {value!r}")
-        number = float(value)
-        if not math.isfinite(number):
-            raise self.fail(key, f"must be finite, not {value!r}")
-        if number < low or number > high or (above and number <= low):
-            sign = ">" if above else ">="
-            limit = f"{sign} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
-            raise self.fail(key, f"is {number:g} but must be {limit}; correct the value")
-        return number
-
-    def flag(self, key: str, default: bool) -> bool:
-        self.used.add(key)
-        value = self.mapping.get(key, default)
-        if not isinstance(value, bool):
-            raise self.fail(key, f"must be true or false, not {value!r}")
-        return value
-
-    def optional_number(self, key: str, default: float, low: float, above: bool = False) -> float:
-        self.used.add(key)
-        return self.number(key, low, above=above) if key in self.mapping else default
-
-    def vector(self, key: str) -> tuple[float, float, float]:
-        value = self.get(key)
-        if not isinstance(value, list) or len(value) != 3:
-            raise self.fail(key, f"must be a list of three numbers, not {value!r}")
-        x, y, z = (self.check(f"{key}[{i}]", item) for i, item in enumerate(value))
-        return x, y, z
-
-    def finish(self) -> None:
-        unknown = sorted(set(map(str, self.mapping)) - self.used)
-        if unknown:
-            raise self.fail(unknown[0], f"unknown key; known keys here: {sorted(self.used)}")
-
-
-def _gain(reader: _Reader, key: str) -> GainRange:
-    inner = _Reader(reader.get(key), f"{reader.where}.{key}", reader.file)
+def _gain(reader: DescriptionReader, key: str) -> GainRange:
+    inner = reader.inner(key)
     low = inner.number("min", 0.0)
     high = inner.number("max", low)
     gain = GainRange(inner.number("default", low, high), low, high)
@@ -291,8 +237,7 @@ def _gain(reader: _Reader, key: str) -> GainRange:
     return gain
 
 
-def _joint(mapping: object, index: int, file: Path) -> JointConfig:
-    reader = _Reader(mapping, f"joints[{index}]", file)
+def _joint(reader: DescriptionReader) -> JointConfig:
     name = reader.text("name")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise reader.fail("name", f"{name!r} cannot be part of a ROS parameter name "
@@ -318,8 +263,7 @@ def _joint(mapping: object, index: int, file: Path) -> JointConfig:
     return joint
 
 
-def _gripper(mapping: object, file: Path) -> GripperConfig:
-    reader = _Reader(mapping, "gripper", file)
+def _gripper(reader: DescriptionReader) -> GripperConfig:
     max_width = reader.number("max_width_m", 0.0, above=True)
     gripper = GripperConfig(
         channel=reader.text("channel"),
@@ -334,8 +278,7 @@ def _gripper(mapping: object, file: Path) -> GripperConfig:
     return gripper
 
 
-def _cartesian(mapping: object, file: Path) -> CartesianConfig:
-    reader = _Reader(mapping, "cartesian", file)
+def _cartesian(reader: DescriptionReader) -> CartesianConfig:
     config = CartesianConfig(
         stiffness_n_m=_gain(reader, "stiffness_n_m"),
         stiffness_nm_rad=_gain(reader, "stiffness_nm_rad"),
@@ -359,46 +302,37 @@ def _cartesian(mapping: object, file: Path) -> CartesianConfig:
 
 def load_robot_config(path: str | Path) -> RobotConfig:
     """Read and check a robot description. Raises RobotConfigError naming key, value, remedy."""
-    file = Path(path).expanduser()
-    try:
-        document = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise RobotConfigError(f"cannot read robot description {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RobotConfigError(f"{file} is not valid YAML: {error}") from error
-    reader = _Reader(document, "", file)
-    joints_raw = reader.get("joints")
-    if not isinstance(joints_raw, list) or not joints_raw:
-        raise reader.fail("joints", "must be a list with one entry per joint")
-    joints = tuple(_joint(item, i, file) for i, item in enumerate(joints_raw))
+    reader = open_description(path, "robot")
+    joints = tuple(_joint(inner) for inner in reader.items("joints", "joint"))
     names = [joint.name for joint in joints]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise reader.fail("joints", f"joint {twice[0]!r} is listed twice; remove one entry")
     gripper = None
-    if reader.mapping.get("gripper") is not None:
-        gripper = _gripper(reader.mapping["gripper"], file)
+    if reader.has("gripper"):
+        gripper = _gripper(reader.inner("gripper"))
     payload = PayloadConfig()
-    if reader.mapping.get("payload") is not None:
-        inner = _Reader(reader.mapping["payload"], "payload", file)
+    if reader.has("payload"):
+        inner = reader.inner("payload")
         payload = PayloadConfig(inner.number("mass_kg", 0.0), inner.vector("com_m"))
         inner.finish()
     workspace = None
-    if reader.mapping.get("workspace") is not None:
-        inner = _Reader(reader.mapping["workspace"], "workspace", file)
+    if reader.has("workspace"):
+        inner = reader.inner("workspace")
         workspace = WorkspaceConfig(inner.vector("min_m"), inner.vector("max_m"))
         inner.finish()
         if not all(low < high for low, high in zip(workspace.min_m, workspace.max_m, strict=True)):
             raise reader.fail("workspace", f"min_m {workspace.min_m} must lie below max_m "
                               f"{workspace.max_m} on every axis; swap or correct them")
     cartesian = None
-    if reader.mapping.get("cartesian") is not None:
-        cartesian = _cartesian(reader.mapping["cartesian"], file)
-    tool_frame = reader.text("tool_frame") if reader.mapping.get("tool_frame") else ""
-    reader.used |= {"gripper", "payload", "workspace", "tool_frame", "cartesian"}
+    if reader.has("cartesian"):
+        cartesian = _cartesian(reader.inner("cartesian"))
+    tool_frame = ""
+    if reader.has("tool_frame") and reader.mapping["tool_frame"] != "":
+        tool_frame = reader.text("tool_frame")
     config = RobotConfig(
         robot=reader.text("robot"),
-        urdf=resolve_urdf(reader.text("urdf"), file.resolve().parent),
+        urdf=resolve_urdf(reader.text("urdf"), reader.file.resolve().parent),
         base_frame=reader.text("base_frame"),
         gravity_m_s2=reader.vector("gravity_m_s2"),
         feedback_delay_s=reader.number("feedback_delay_s", 0.0, 0.1),
@@ -409,7 +343,7 @@ def load_robot_config(path: str | Path) -> RobotConfig:
         gravity_added_by_robot=reader.flag("gravity_added_by_robot", False),
         workspace=workspace,
         cartesian=cartesian,
-        source=file,
+        source=reader.file,
     )
     reader.finish()
     return config

@@ -18,7 +18,7 @@ from niaf_impedance.drives.bus_load import BitRates
 from niaf_impedance.drives.bus_loop import BusLoopConfig, Closing, GripperMotor
 from niaf_impedance.drives.joint_map import JointMap
 from niaf_impedance.drives.mit_can import MitCanConfig, MitJoint
-from niaf_impedance.robot_config import RobotConfigError, _Reader
+from niaf_impedance.description_reader import DescriptionReader, RobotConfigError
 
 _RANGES = ("position_rad", "velocity_rad_s", "torque_nm", "kp_max", "kd_max")
 
@@ -56,7 +56,7 @@ class DriveDescription:
 
 
 def _optional_number(
-    reader: _Reader, key: str, default: float, low: float = 0.0, above: bool = False
+    reader: DescriptionReader, key: str, default: float, low: float = 0.0, above: bool = False
 ) -> float:
     if key not in reader.mapping:
         reader.used.add(key)
@@ -64,27 +64,27 @@ def _optional_number(
     return reader.number(key, low, above=above)
 
 
-def _whole(reader: _Reader, key: str, low: int, high: int) -> int:
+def _whole(reader: DescriptionReader, key: str, low: int, high: int) -> int:
     value = reader.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise reader.fail(key, f"must be a whole number from {low} to {high}, not {value!r}")
     return value
 
 
-def _choice(reader: _Reader, key: str, choices: tuple[Any, ...]) -> Any:
+def _choice(reader: DescriptionReader, key: str, choices: tuple[Any, ...]) -> Any:
     value = reader.get(key)
     if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
         raise reader.fail(key, f"must be one of {list(choices)}, not {value!r}")
     return value
 
 
-def _motor(reader: _Reader) -> MitJoint:
+def _motor(reader: DescriptionReader) -> MitJoint:
     """One motor; reads the keys that arm joints and gripper have in common."""
     name = reader.text("joint")
     reader.used.add("ranges")
     ranges = None
     if "ranges" in reader.mapping:
-        inner = _Reader(reader.mapping["ranges"], f"{reader.where}.ranges", reader.file)
+        inner = DescriptionReader(reader.mapping["ranges"], f"{reader.where}.ranges", reader.file)
         ranges = mit.MotorRanges(**{key: inner.number(key, 0.0, above=True) for key in _RANGES})
         inner.finish()
     kind = reader.text("motor")
@@ -120,12 +120,12 @@ def load_drive_description(path: str | Path, arm_joints: tuple[str, ...]) -> Dri
         raise RobotConfigError(f"cannot read drive description {file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RobotConfigError(f"{file} is not valid YAML: {error}") from error
-    reader = _Reader(document, "", file)
+    reader = DescriptionReader(document, "", file)
     _choice(reader, "protocol", ("mit_can",))
     bus = reader.get("bus")
     if not isinstance(bus, dict) or not isinstance(bus.get("interface"), str):
         raise reader.fail("bus", f"must be a mapping with 'interface' (and what it needs): {bus!r}")
-    rates = _Reader(reader.get("bit_rates"), "bit_rates", file)
+    rates = DescriptionReader(reader.get("bit_rates"), "bit_rates", file)
     nominal = rates.number("nominal_hz", 0.0, above=True)
     rates.used.add("data_hz")
     data = rates.number("data_hz", nominal) if "data_hz" in rates.mapping else None
@@ -136,7 +136,7 @@ def load_drive_description(path: str | Path, arm_joints: tuple[str, ...]) -> Dri
         raise reader.fail("motors", "must be a list with one entry per joint")
     motors = []
     for index, entry in enumerate(entries):
-        inner = _Reader(entry, f"motors[{index}]", file)
+        inner = DescriptionReader(entry, f"motors[{index}]", file)
         motors.append(_motor(inner))
         inner.finish()
     names = tuple(motor.name for motor in motors)
@@ -147,7 +147,7 @@ def load_drive_description(path: str | Path, arm_joints: tuple[str, ...]) -> Dri
     gripper = None
     reader.used.add("gripper")
     if reader.mapping.get("gripper") is not None:
-        inner = _Reader(reader.mapping["gripper"], "gripper", file)
+        inner = DescriptionReader(reader.mapping["gripper"], "gripper", file)
         motors.append(_motor(inner))
         gripper = GripperMotor(
             joint=motors[-1].name,
