@@ -18,8 +18,9 @@ import can
 import numpy as np
 
 from niaf_impedance.drives import mit_frames as mit
+from niaf_impedance.drives.bus_drive import listen_to
 from niaf_impedance.drives.bus_loop import GripperMotor
-from niaf_impedance.drives.mit_can import MitJoint, listen_to
+from niaf_impedance.drives.mit_can import MitJoint
 from niaf_impedance.drives.mit_emulator import MitEmulator, reply_message
 
 FloatArray = np.ndarray

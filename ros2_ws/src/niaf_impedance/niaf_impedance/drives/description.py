@@ -13,12 +13,12 @@ from typing import Any
 import can
 import yaml
 
+from niaf_impedance.description_reader import DescriptionReader, RobotConfigError
 from niaf_impedance.drives import mit_frames as mit
 from niaf_impedance.drives.bus_load import BitRates
 from niaf_impedance.drives.bus_loop import BusLoopConfig, Closing, GripperMotor
 from niaf_impedance.drives.joint_map import JointMap
 from niaf_impedance.drives.mit_can import MitCanConfig, MitJoint
-from niaf_impedance.description_reader import DescriptionReader, RobotConfigError
 
 _RANGES = ("position_rad", "velocity_rad_s", "torque_nm", "kp_max", "kd_max")
 

@@ -1,48 +1,34 @@
 """MIT-mode motors of one arm on a CAN bus, through python-can.
 
 Works on any python-can bus: SocketCAN on a robot, ``virtual`` or ``udp_multicast`` in tests, or
-``mit_emulator.InProcessBus`` in a lock-step simulation. ``write`` sends to every motor before
-anything is awaited; ``read`` collects the answers until one deadline for all of them.
+``mit_emulator.InProcessBus`` in a lock-step simulation. How requests and answers are kept together
+is in ``bus_drive``.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import can
 import numpy as np
 
 from niaf_impedance.drives import mit_frames as mit
-from niaf_impedance.drives.back_end import (
-    Finding,
-    all_or_none,
-    checked_bus_load,
-    mark_missing,
-    not_confirmed,
-    raise_findings,
-    refusal,
-)
+from niaf_impedance.drives.back_end import Finding, checked_bus_load, raise_findings, refusal
+from niaf_impedance.drives.bus_drive import BusDrive, listen_to
 from niaf_impedance.drives.bus_load import BitRates, BusLoad
 from niaf_impedance.drives.interface import (
     DRIVE_FAULT_TEXT,
-    NOTHING_CLIPPED,
     Drive,
     DriveCapabilities,
-    DriveCommand,
     DriveError,
     DriveFault,
-    DriveState,
     Saturation,
-    WriteReport,
-    check_command,
 )
 from niaf_impedance.drives.joint_map import JointMap
 
-_MOST_QUEUED = 256  # frames taken without waiting: a flooded bus must not hold the loop
-_BUS_OFF_BIT = 0x40  # of the id of a SocketCAN error frame
 _MODE_OFFSETS = (0x000, 0x100, 0x200, 0x300)  # ids a motor listens on, one per control mode
 
 
@@ -122,40 +108,7 @@ class SelfCheckReport:
     load: BusLoad
 
 
-@dataclass(frozen=True)
-class MitStatistics:
-    """Counters since construction, updated in place; per motor [n] unless said otherwise.
-
-    ``bus`` [4]: unknown frames, error frames, frames of a wrong length, failed sends.
-    """
-
-    sent: np.ndarray
-    replies: np.ndarray
-    missing: np.ndarray
-    late: np.ndarray
-    saturated: np.ndarray
-    bus: np.ndarray
-
-    @classmethod
-    def zeros(cls, motors: int) -> MitStatistics:
-        """All counters at zero."""
-        sent, replies, missing, late, saturated = np.zeros((5, motors), dtype=np.int64)
-        return cls(sent, replies, missing, late, saturated, np.zeros(4, dtype=np.int64))
-
-
-def listen_to(bus: can.BusABC, ids: Iterable[int]) -> None:
-    """Let only frames of these standard ids through where driver or kernel can filter.
-
-    Without that, python-can filters in ``recv``, and there a frame that is filtered out ends a
-    ``recv(0)`` as if nothing were queued: answers behind it would count as missing. Then every
-    frame is let through, and who receives tells them apart.
-    """
-    bus.set_filters([{"can_id": i, "can_mask": 0x7FF, "extended": False} for i in sorted(ids)])
-    if not getattr(bus, "_is_filtered", False):
-        bus.set_filters(None)
-
-
-class MitCanDrive:
+class MitCanDrive(BusDrive):
     """``Drive`` for MIT-mode motors. Not thread-safe: one loop owns it."""
 
     def __init__(
@@ -169,30 +122,26 @@ class MitCanDrive:
         Raises:
             DriveError: BAD_CONFIGURATION or BUS_OVER_BUDGET.
         """
+        super().__init__(
+            bus,
+            [j.name for j in config.joints],
+            _check_config(config),
+            clock,
+            reply_deadline_s=config.reply_deadline_s,
+            patience_s=config.register_deadline_s,
+        )
         self.config = config
-        self._bus = bus
-        self._clock = clock
-        self._load = _check_config(config)
         joints = config.joints
-        n = len(joints)
-        self._n = n
-        self._names = tuple(j.name for j in joints)
         # A reply is told by its id and the motor id's low nibble: motors may share a master id.
         self._by_reply = {j.reply_id << 4 | j.motor_id & 0xF: i for i, j in enumerate(joints)}
         self._ranges = [j.ranges for j in joints]
         self._maps = [j.map for j in joints]
         self._motor_limit = [min(j.torque_limit_nm, j.ranges.torque_nm) for j in joints]
         self._messages = [self._message(j.motor_id, bytes(8)) for j in joints]
-        self._state = DriveState.unknown(n)
-        self._waiting = [False] * n  # answer to the last request still out
-        self._requested = False  # a request is out that read() has not collected
-        self._sent_at = math.nan
-        self._enabled = False
         self._checked: SelfCheckReport | None = None
-        self.statistics = MitStatistics.zeros(n)
         # A bus that hears itself (multicast) hands the commands back.
         self._own_ids = {mit.PARAMETER_ID, *(j.motor_id for j in joints)}
-        listen_to(bus, {j.reply_id for j in joints})
+        listen_to(bus, {j.reply_id for j in joints}, standard_only=True)
 
     # ---- contract -----------------------------------------------------------------------------
 
@@ -229,23 +178,6 @@ class MitCanDrive:
             )
         return min(self._checked.watchdog_s)
 
-    @property
-    def load(self) -> BusLoad:
-        """Worst-case bus load at the configured rate."""
-        return self._load
-
-    @property
-    def enabled(self) -> bool:
-        """True between ``enable`` and ``disable``."""
-        return self._enabled
-
-    def __enter__(self) -> MitCanDrive:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._enabled:
-            self.disable()
-
     def self_check(self) -> SelfCheckReport:
         """Compare scaling, mode and watchdog registers with the host's table.
 
@@ -271,132 +203,6 @@ class MitCanDrive:
         raise_findings(findings)
         self._checked = SelfCheckReport(tuple(watchdogs), tuple(bauds), self._load)
         return self._checked
-
-    def enable(self) -> DriveState:
-        """Self-check once, then enable every motor with zero gains and torque; all or none."""
-        if self._checked is None:
-            self.self_check()
-        patience_s = self.config.register_deadline_s  # no loop depends on these answers yet
-        state = self._read(patience_s)
-        if not state.ok:
-            raise refusal("before enabling", state, self._names)
-        self._enabled = True
-        with all_or_none(self.disable):
-            self._special(mit.ENABLE)
-            self._collect(patience_s)
-            if not self._state.ok:
-                raise refusal("after the enable frame", self._state, self._names)
-            idle = DriveCommand.zeros(self._n)
-            idle.q[:] = self._state.q
-            self.write(idle)
-            if not self._read(patience_s).ok:
-                raise refusal("after the first command", self._state, self._names)
-        return self._state
-
-    def disable(self) -> None:
-        """Send disable frames until every motor confirms, at most five rounds.
-
-        Raises:
-            DriveError: DISABLE_NOT_CONFIRMED naming the motors that did not.
-        """
-        self._enabled = False
-        off = [False] * self._n
-        problem = ""
-        for _ in range(5):
-            for step in (
-                lambda: self._special(mit.DISABLE, [i for i in range(self._n) if not off[i]]),
-                lambda: self._collect(self.config.register_deadline_s, off),
-            ):
-                try:
-                    step()
-                except DriveError as error:  # keep trying: the others may still hear
-                    problem = f" ({error})"
-            if all(off):
-                return
-        raise not_confirmed(self._names, off, f"the disable frame{problem}")
-
-    def clear_faults(self) -> None:
-        """Send the clear-error frame to every (disabled) motor.
-
-        Raises:
-            DriveError: BAD_CONFIGURATION while enabled.
-        """
-        if self._enabled:
-            raise DriveError(
-                DriveFault.BAD_CONFIGURATION, "clear_faults() while enabled; disable() first"
-            )
-        self._special(mit.CLEAR_ERROR)
-        self._collect(self.config.register_deadline_s)
-
-    def read(self) -> DriveState:
-        """Collect answers until all are in or the deadline has passed.
-
-        Answers a ``write`` that was not read yet; else asks every motor for its state, which
-        commands nothing.
-
-        Returns:
-            The drive's own state, filled in place. A motor that did not answer keeps its old values
-            *and its old stamp*, has fault MISSING_REPLY and a ``missing`` count.
-
-        Raises:
-            DriveError: BUS_OFF or BUS_ERROR.
-        """
-        return self._read(self.config.reply_deadline_s)
-
-    def _read(self, deadline_s: float) -> DriveState:
-        if not self._requested:
-            self._drain()
-            for joint in self.config.joints:
-                self._send(self._message(mit.PARAMETER_ID, mit.request_state(joint.motor_id)))
-            self._start_waiting(range(self._n))
-        self._collect(deadline_s)
-        return self._state
-
-    def write(self, command: DriveCommand) -> WriteReport:
-        """Send one frame to every motor; returns what was clipped.
-
-        Raises:
-            DriveError: COMMAND_INVALID (nothing was sent), NOT_ENABLED, BUS_ERROR or BUS_OFF (every
-                other motor was still sent its frame).
-        """
-        if not self._enabled:
-            raise DriveError(
-                DriveFault.NOT_ENABLED, "write() to disabled motors; call enable() first"
-            )
-        tau, q, dq = command.tau_ff.tolist(), command.q.tolist(), command.dq.tolist()
-        kp, kd = command.kp.tolist(), command.kd.tolist()
-        check_command(tau, q, dq, kp, kd, self._names)
-        clipped: list[Saturation] = []
-        compensate = self.config.compensate_rounding
-        for i in range(self._n):
-            m = self._maps[i]
-            mask = mit.pack_command(
-                self._messages[i].data,
-                self._ranges[i],
-                m.motor_position(q[i]),
-                m.motor_velocity(dq[i]),
-                m.motor_gain(kp[i]),
-                m.motor_gain(kd[i]),
-                m.motor_torque(tau[i]),
-                self._motor_limit[i],
-                compensate,
-            )
-            if mask:
-                self.statistics.saturated[i] += 1
-                self._saturations(i, mask, (q[i], dq[i], kp[i], kd[i], tau[i]), clipped)
-        self._drain()  # what is still queued answers the previous request
-        self._count_missing()
-        failure: DriveError | None = None
-        for i in range(self._n):
-            try:
-                self._send(self._messages[i])
-                self.statistics.sent[i] += 1
-            except DriveError as error:
-                failure = failure or error
-        self._start_waiting(range(self._n))
-        if failure is not None:
-            raise failure
-        return WriteReport(tuple(clipped)) if clipped else NOTHING_CLIPPED
 
     # ---- registers ----------------------------------------------------------------------------
 
@@ -549,105 +355,68 @@ class MitCanDrive:
             bitrate_switch=fd,
         )
 
-    def _send(self, message: can.Message) -> None:
-        try:
-            self._bus.send(message)
-        except can.CanError as error:
-            self.statistics.bus[3] += 1
-            raise DriveError(
-                DriveFault.BUS_ERROR,
-                f"{self._bus.channel_info} refused the frame for id "
-                f"0x{message.arbitration_id:02X}: {error}; "
-                + DRIVE_FAULT_TEXT[DriveFault.BUS_ERROR].cure,
-            ) from error
+    def _ensure_checked(self) -> None:
+        if self._checked is None:
+            self.self_check()
 
-    def _special(self, frame: bytes, motors: list[int] | None = None) -> None:
-        chosen = list(range(self._n)) if motors is None else motors
-        failure: DriveError | None = None
-        try:
-            self._drain()
-        except DriveError as error:  # must not keep a disable frame from being sent
-            failure = error
-        for i in chosen:
-            try:
-                self._send(self._message(self.config.joints[i].motor_id, frame))
-            except DriveError as error:
-                failure = failure or error
-        self._start_waiting(chosen)
-        if failure is not None:
-            raise failure
+    def _state_requests(self) -> list[can.Message]:
+        return [
+            self._message(mit.PARAMETER_ID, mit.request_state(j.motor_id))
+            for j in self.config.joints
+        ]
 
-    def _start_waiting(self, motors: Iterable[int]) -> None:
-        self._sent_at = self._clock()
-        for i in motors:
-            self._waiting[i] = True
-        self._requested = True
+    def _off_frame(self, i: int) -> can.Message:
+        return self._message(self.config.joints[i].motor_id, mit.DISABLE)
 
-    def _receive(self, timeout_s: float) -> can.Message | None:
-        try:
-            message = self._bus.recv(timeout_s)
-        except can.CanError as error:
-            raise DriveError(
-                DriveFault.BUS_ERROR,
-                f"receiving from {self._bus.channel_info} failed: {error}; "
-                + DRIVE_FAULT_TEXT[DriveFault.BUS_ERROR].cure,
-            ) from error
-        if message is not None and message.is_error_frame:
-            self.statistics.bus[1] += 1
-            if message.arbitration_id & _BUS_OFF_BIT:
-                raise DriveError(
-                    DriveFault.BUS_OFF,
-                    f"{self._bus.channel_info} is bus-off; "
-                    + DRIVE_FAULT_TEXT[DriveFault.BUS_OFF].cure,
-                )
-        return message
+    def _clear_frame(self, i: int) -> can.Message:
+        return self._message(self.config.joints[i].motor_id, mit.CLEAR_ERROR)
 
-    def _collect(self, deadline_s: float, confirm_disabled: list[bool] | None = None) -> None:
-        """Take answers until none is awaited or the deadline after the last send has passed."""
-        end = self._sent_at + deadline_s
-        after_deadline = 0
-        while any(self._waiting) and after_deadline < _MOST_QUEUED:
-            left = end - self._clock()
-            if left <= 0.0:  # still take what came in time and was only not looked at
-                left = 0.0
-                after_deadline += 1
-            message = self._receive(left)
-            if message is None:
-                break
-            self._take(message, confirm_disabled)
-        self._count_missing()
-        self._requested = False
+    def _switch_on(self) -> None:
+        joints = self.config.joints
+        self._send_to(range(self._n), lambda i: self._message(joints[i].motor_id, mit.ENABLE))
+        self._collect(self._patience_s)
+        if not self._state.ok:
+            raise refusal("after the enable frame", self._state, self._names)
 
-    def _count_missing(self) -> None:
+    def _commands(
+        self,
+        tau: list[float],
+        q: list[float],
+        dq: list[float],
+        kp: list[float],
+        kd: list[float],
+        clipped: list[Saturation],
+    ) -> list[can.Message]:
+        compensate = self.config.compensate_rounding
         for i in range(self._n):
-            if self._waiting[i]:
-                self._waiting[i] = False
-                mark_missing(self._state, self.statistics.missing, i)
+            m = self._maps[i]
+            mask = mit.pack_command(
+                self._messages[i].data,
+                self._ranges[i],
+                m.motor_position(q[i]),
+                m.motor_velocity(dq[i]),
+                m.motor_gain(kp[i]),
+                m.motor_gain(kd[i]),
+                m.motor_torque(tau[i]),
+                self._motor_limit[i],
+                compensate,
+            )
+            if mask:
+                self.statistics.saturated[i] += 1
+                self._saturations(i, mask, (q[i], dq[i], kp[i], kd[i], tau[i]), clipped)
+        return self._messages
 
-    def _drain(self) -> None:
-        """Take what is queued without waiting: answers to the previous request, perhaps late."""
-        for _ in range(_MOST_QUEUED):
-            message = self._receive(0.0)
-            if message is None:
-                return
-            self._take(message, None)
-
-    def _take(self, message: can.Message, confirm_disabled: list[bool] | None) -> None:
+    def _take(self, message: can.Message) -> tuple[int, bool] | None:
         data = message.data
-        if message.is_error_frame or message.arbitration_id in self._own_ids:
-            return
+        if message.arbitration_id in self._own_ids:
+            return None
         if len(data) != 8:
             self.statistics.bus[2] += 1
-            return
+            return None
         i = self._by_reply.get(message.arbitration_id << 4 | data[0] & 0xF)
         if i is None:
             self.statistics.bus[0] += 1
-            return
-        if self._waiting[i]:
-            self._waiting[i] = False
-            self.statistics.replies[i] += 1
-        else:
-            self.statistics.late[i] += 1
+            return None
         reply = mit.decode_reply(self._ranges[i], data)
         state, m = self._state, self._maps[i]
         state.q[i] = m.joint_position(reply.position)
@@ -655,15 +424,13 @@ class MitCanDrive:
         state.tau[i] = m.joint_torque(reply.torque)
         state.temperature_c[i] = max(reply.mosfet_c, reply.rotor_c)
         state.stamp[i] = self._sent_at
-        state.missing[i] = 0
         fault = mit.status_fault(reply.status)
         if fault is DriveFault.DISABLED and not self._enabled:
             fault = DriveFault.NONE
         if fault is DriveFault.NONE and reply.at_range_end:
             fault = DriveFault.POSITION_RANGE
         state.fault[i] = fault
-        if confirm_disabled is not None and reply.status != mit.STATUS_ENABLED:
-            confirm_disabled[i] = True
+        return i, reply.status != mit.STATUS_ENABLED
 
     def _saturations(
         self, i: int, mask: int, requested: tuple[float, ...], out: list[Saturation]
