@@ -110,6 +110,7 @@ def test_arguments_reach_the_nodes(stand_ins: Any) -> None:
     assert impedance["parameters"]["journal"] == ["/left/impedance", True]
     assert given["sim"]["parameters"]["drive_config"] == ["/left/sim", "/tmp/drives.yaml"]
     assert "action_field:=policy/action_field" in impedance["remaps"]
+    assert "tool_pose:=impedance/tool_pose" in given["policy"]["remaps"]
     assert given["policy"]["parameters"]["policy_rate_hz"] == ["/left/policy", 10.0]
     assert given["policy"]["parameters"]["checkpoint"][1] == "/tmp/other checkpoint"
     assert given["recorder"]["parameters"]["output"][1] == "/tmp/run.mcap"

@@ -218,7 +218,7 @@ def test_topics_are_those_of_the_demo_launch_and_in_its_recordings() -> None:
     (group,) = [item["group"] for item in items if "group" in item]
     nodes = {item["node"]["name"]: item["node"] for item in group if "node" in item}
     renamed = [remap["from"] for node in nodes.values() for remap in node.get("remap", [])]
-    assert renamed == ["action_field"]
+    assert sorted(renamed) == ["action_field", "tool_pose"]
     for topic in TOPICS:
         if TOPICS[topic] in (ImpedanceState, AdmissionReport):
             assert topic.split("/")[1] in nodes

@@ -28,6 +28,7 @@ GRIPPER = "gripper"
 CARTESIAN_PREFIX = "cartesian_"
 CARTESIAN_POSITION = "cartesian_position"
 CARTESIAN_ROTATION = "cartesian_rotation"
+POSITION_NAMES = ("x", "y", "z")
 ROTATION_NAMES = ("rx", "ry", "rz")
 
 

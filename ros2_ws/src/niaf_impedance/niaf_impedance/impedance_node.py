@@ -24,6 +24,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy._rclpy_pybind11 import RCLError
+from geometry_msgs.msg import PoseStamped
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import Executor, SingleThreadedExecutor
@@ -71,6 +72,7 @@ from niaf_impedance.timing import Percentiles
 from niaf_impedance.topic_arm import TopicArm
 from niaf_impedance.trajectory import TrajectoryError
 from niaf_impedance.tuning import Tuning
+from niaf_impedance.tool_state import ToolState
 from niaf_impedance.warm_up import warm_up
 from niaf_msgs.msg import ActionField, AdmissionReport, ImpedanceState
 
@@ -228,9 +230,13 @@ class ImpedanceNode(LifecycleNode):
         )
 
     def _make_link(self, controller: ImpedanceController) -> TopicArm | BusArm:
-        self._message, self._views = _state_message(self.arm, controller, self._base_frame)
+        self._tool = ToolState(controller)
+        self._message, self._views = _state_message(controller, self._tool, self._base_frame)
         self._state_publisher = self.create_publisher(ImpedanceState, "~/state", 10)
-        self._writers.append(self._state_publisher)
+        self._pose_publisher = self.create_publisher(PoseStamped, "~/tool_pose", 10)
+        self._pose_message = PoseStamped()
+        self._pose_message.header.frame_id = self._base_frame
+        self._writers += [self._state_publisher, self._pose_publisher]
         if self._value("arm_interface") == "effort":
             link: TopicArm | BusArm = TopicArm(
                 self, controller, epoch_sec=self._epoch_sec,
@@ -255,6 +261,7 @@ class ImpedanceNode(LifecycleNode):
         self._admission_publisher = self.create_publisher(AdmissionReport, "~/admission", 10)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._writers += [self._admission_publisher, self._diagnostics_publisher]
+        self._pose_every = max(1, round(link.rate_hz / float(self._value("tool_pose_rate_hz"))))
         self._servers = [
             self.create_service(Trigger, "~/estop", self._on_estop),
             self.create_service(Trigger, "~/reset", self._on_reset),
@@ -377,6 +384,8 @@ class ImpedanceNode(LifecycleNode):
             and np.abs(controller.telemetry.dq).max() < controller.config.standstill_rad_s
         ):  # a fault cut the ramp short: off once the arm is at rest
             assert self._link is not None
+        if self._link.timing.ticks % self._pose_every == 0:
+            self._publish_tool_pose(sec, nanosec)
             self._link.deactivate()
         self._settle()
 
@@ -391,7 +400,9 @@ class ImpedanceNode(LifecycleNode):
         message.position, message.velocity = state.q.tolist(), state.dq.tolist()
         message.effort = state.tau.tolist()
         self._joint_publisher.publish(message)
-        if not link.off and link.timing.ticks % self._state_every == 0:
+        if link.off:
+            return
+        if link.timing.ticks % self._state_every == 0:
             self._publish_state(sec, nanosec, time.time() - wall_s)
 
     def _report_changes(self) -> None:
@@ -406,6 +417,8 @@ class ImpedanceNode(LifecycleNode):
             self.get_logger().info(f"{self._last_mode.name} -> {mode.name}")
         self._last_fault, self._last_mode = fault, mode
 
+        if link.timing.ticks % self._pose_every == 0:
+            self._publish_tool_pose(sec, nanosec)
     # -- new references --------------------------------------------------------------------------
     def _calm_worker(self) -> None:
         """The judging thread stays below the tick, and above everything that is not real time."""
@@ -606,6 +619,9 @@ class ImpedanceNode(LifecycleNode):
             "field sequence": controller.sequence,
             "fields accepted": controller.accepted_count,
             "fields refused": controller.refused_count,
+        if controller.moves_tool:
+            self._tool.measure()
+            self._tool.note()
         })
         interval = timing.interval.percentiles()
         loop = DiagnosticStatus(name=f"{who}: loop", hardware_id=self._hardware)
@@ -633,6 +649,18 @@ class ImpedanceNode(LifecycleNode):
         drives.message = link.warning() or str(self._value("arm_interface"))
         if link.warning():
             drives.level = DiagnosticStatus.WARN
+    def _publish_tool_pose(self, sec: int, nanosec: int) -> None:
+        """The tool's pose at the joint state of this tick, for whoever listens."""
+        if not self.arm.config.tool_frame or not self._pose_publisher.get_subscription_count():
+            return
+        self._tool.measure()
+        message, (x, y, z, qx, qy, qz, qw) = self._pose_message, self._tool.measured.tolist()
+        message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
+        position, turn = message.pose.position, message.pose.orientation
+        position.x, position.y, position.z = x, y, z
+        turn.x, turn.y, turn.z, turn.w = qx, qy, qz, qw
+        self._pose_publisher.publish(message)
+
         if fault in (Fault.DRIVE_FAULT, Fault.DRIVE_SILENT, Fault.BUS_OFF):
             drives.level = DiagnosticStatus.ERROR
         drives.values = _key_values(link.diagnostics())
@@ -677,22 +705,28 @@ def _percentiles(name: str, p: Percentiles) -> dict[str, str]:
 
 
 def _state_message(
-    arm: ArmModel, controller: ImpedanceController, base_frame: str
+    controller: ImpedanceController, tool: ToolState, base_frame: str
 ) -> tuple[ImpedanceState, list[tuple[np.ndarray, np.ndarray]]]:
     """A message whose arrays are filled through views: (message, [(view, source)])."""
-    message = ImpedanceState(name=list(arm.joint_names))
+    message = ImpedanceState(name=list(controller.arm.joint_names))
     message.header.frame_id = base_frame
     t = controller.telemetry
     views = []
-    for name, source in (
+    sources = [
         ("reference_position", t.q_ref), ("reference_velocity", t.dq_ref),
         ("reference_acceleration", t.ddq_ref), ("measured_position", t.q),
         ("measured_velocity", t.dq), ("torque_stiffness", t.tau_stiffness),
         ("torque_damping", t.tau_damping), ("torque_posture", t.tau_posture),
         ("torque_gravity", t.tau_gravity), ("torque_inertia", t.tau_inertia),
         ("torque_friction", t.tau_friction), ("torque_command", t.tau),
-    ):
-        values = array.array("d", bytes(8 * arm.n))
+    ]
+    if controller.moves_tool:
+        sources += [
+            ("tool_reference", tool.reference), ("tool_measured", tool.measured),
+            ("tool_error", tool.error), ("tool_wrench", tool.wrench),
+        ]
+    for name, source in sources:
+        values = array.array("d", bytes(8 * source.size))
         setattr(message, name, values)
         views.append((np.frombuffer(getattr(message, name), dtype=np.float64), source))
     return message, views

@@ -46,6 +46,8 @@ _NODE = (
     ParameterSpec("control_rate_hz", 1000.0, "Hz", "Expected rate of joint_states; the timing "
                   "figures and the damping bound refer to it.", 50.0, 5000.0),
     ParameterSpec("state_rate_hz", 100.0, "Hz", "Rate of ~/state.", 1.0, 1000.0, live=True),
+    ParameterSpec("tool_pose_rate_hz", 100.0, "Hz", "Rate of ~/tool_pose, the measured pose that "
+                  "policies anchor relative cartesian channels at.", 1.0, 1000.0),
     ParameterSpec("gripper_rate_hz", 50.0, "Hz", "Rate of gripper_controller/commands.", 1.0,
                   1000.0),
     ParameterSpec("field_max_age_s", 0.5, "s", "Oldest observation a new field may answer to.",

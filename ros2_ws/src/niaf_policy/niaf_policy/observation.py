@@ -2,7 +2,9 @@
 
 Messages arrive when they like. Short histories keep the newest ones; an observation is made of
 views of about the same instant (the oldest of the cameras' newest images sets it) and of the joint
-state that was measured nearest to it. Whatever does not fit is a Problem that says what and why.
+state that was measured nearest to it. A policy whose channels displace the tool needs the measured
+tool pose as well; that is interpolated to the instant, because an error of it displaces the motion.
+Whatever does not fit is a Problem that says what and why.
 """
 
 from __future__ import annotations
@@ -17,9 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niaf_field import Channel
+from niaf_field.channels import (
+    CARTESIAN_POSITION,
+    CARTESIAN_ROTATION,
+    GRIPPER,
+    JOINT_POSITION,
+    POSITION_NAMES,
+    ROTATION_NAMES,
+)
 
 ENCODINGS = ("rgb8", "bgr8")
 IMAGES_KEPT = 8
+#: how far the length of a quaternion may be from one
+UNIT_TOLERANCE = 1e-2
 
 
 class MessageError(ValueError):
@@ -37,6 +49,9 @@ class ProblemKind(Enum):
     NO_STATE = "no joint state"
     BAD_STATE = "bad joint state"
     STATE_SKEW = "joint state too far from the images"
+    NO_TOOL_POSE = "no tool pose"
+    BAD_TOOL_POSE = "bad tool pose"
+    TOOL_POSE_SKEW = "tool pose too far from the images"
 
 
 @dataclass(frozen=True)
@@ -74,18 +89,36 @@ class MeasuredState:
 
 
 @dataclass(frozen=True, eq=False)
+class ToolPose:
+    """Of the tool in the axes of the robot's base: position [3] m, quaternion [4] x y z w."""
+
+    position: NDArray[np.float64]
+    quaternion: NDArray[np.float64]
+
+    @property
+    def vector(self) -> NDArray[np.float64]:
+        """[6]: position, then the rotation vector of the orientation, at most pi long."""
+        return np.concatenate([self.position, rotation_vector(self.quaternion)])
+
+
+@dataclass(frozen=True, eq=False)
 class Observation:
-    """Of the instant stamp_ns (Unix time of the oldest of its images)."""
+    """Of the instant stamp_ns (Unix time of the oldest of its images).
+
+    tool: measured pose of the tool; None where the policy does not need it.
+    """
 
     stamp_ns: int
     images: dict[str, NDArray[np.uint8]]
     state: MeasuredState
+    tool: ToolPose | None = None
 
 
 @dataclass(frozen=True)
 class PairingLimits:
     """max_age_s: oldest image that may be used; max_future_s: how far a stamp may lie ahead of this
-    clock; max_skew_s: largest distance between views, and of the joint state from them."""
+    clock; max_skew_s: largest distance between views, and of joint state and tool pose from them.
+    """
 
     max_age_s: float = 0.25
     max_future_s: float = 0.05
@@ -162,35 +195,105 @@ def measured_state(
     )
 
 
+def tool_pose(frame_id: str, position: Any, quaternion: Any, base_frame: str) -> ToolPose:
+    """Tool pose of a message; position x y z, quaternion x y z w. Raises MessageError."""
+    if frame_id != base_frame:
+        raise MessageError(
+            f"tool pose is in frame '{frame_id}', needed is the robot's base '{base_frame}' "
+            "(parameter base_frame): publish it there or correct the parameter"
+        )
+    place, turn = np.array(position, dtype=float), np.array(quaternion, dtype=float)
+    for what, values in (("position", place), ("orientation", turn)):
+        if not np.isfinite(values).all():
+            raise MessageError(f"tool pose: {what} is {values.tolist()}; sensor fault")
+    length = float(np.linalg.norm(turn))
+    if abs(length - 1.0) > UNIT_TOLERANCE:
+        raise MessageError(
+            f"tool pose: the quaternion {turn.tolist()} has length {length:.3g}, an orientation "
+            "has length 1; whoever publishes it does not fill it in"
+        )
+    return ToolPose(place, turn / length)
+
+
+def rotation_vector(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotation vector [3], at most pi long, of a unit quaternion x y z w; q and -q are the same."""
+    w, imaginary = float(quaternion[3]), quaternion[:3]
+    if w < 0.0:
+        w, imaginary = -w, -imaginary
+    sine = float(np.linalg.norm(imaginary))
+    factor = 2.0 if sine < 1e-9 else 2.0 * np.arctan2(sine, w) / sine
+    return np.asarray(factor * imaginary)
+
+
+def pose_between(before: ToolPose, after: ToolPose, share: float) -> ToolPose:
+    """``share`` in [0, 1] of the way: along the line, and along the shorter turn."""
+    place = before.position + share * (after.position - before.position)
+    p, q = before.quaternion, after.quaternion
+    cosine = float(p @ q)
+    if cosine < 0.0:
+        q, cosine = -q, -cosine
+    angle = float(np.arctan2(np.linalg.norm(q - cosine * p), cosine))
+    if angle < 1e-6:
+        turn = p + share * (q - p)
+    else:
+        turn = (np.sin((1.0 - share) * angle) * p + np.sin(share * angle) * q) / np.sin(angle)
+    return ToolPose(place, turn / np.linalg.norm(turn))
+
+
 class AnchorMap:
-    """Anchor of a field from the measured state, by the prior's channel table."""
+    """Anchor of a field from the measured state, by the prior's channel table.
+
+    Attributes:
+        needs_tool: relative channels move the tool, so that its measured pose is needed.
+    """
 
     def __init__(self, channels: Sequence[Channel], layout: JointLayout) -> None:
-        self._picks: list[int | None] = []  # J means the gripper, None an absolute channel
+        joints, tool = len(layout.joints), (*POSITION_NAMES, *ROTATION_NAMES)
+        self.needs_tool = False
+        # of joints, then the gripper, then the tool; None: an absolute channel
+        self._picks: list[int | None] = []
         for channel in channels:
             if not channel.is_relative:
                 self._picks.append(None)
-            elif channel.name in layout.joints:
+            elif channel.kind == JOINT_POSITION and channel.name in layout.joints:
                 self._picks.append(layout.joints.index(channel.name))
-            elif channel.kind == "gripper":
-                self._picks.append(len(layout.joints))
+            elif channel.kind == GRIPPER:
+                self._picks.append(joints)
+            elif channel.name in tool and channel.kind == (
+                CARTESIAN_POSITION if channel.name in POSITION_NAMES else CARTESIAN_ROTATION
+            ):
+                self.needs_tool = True
+                self._picks.append(joints + 1 + tool.index(channel.name))
             else:
                 raise MessageError(
-                    f"channel '{channel.name}' is relative, but no measured joint has that name "
-                    f"(joints: {', '.join(layout.joints)}); the checkpoint is inconsistent"
+                    f"channel '{channel.name}' is relative, but nothing that is measured as a "
+                    f"{channel.kind} has that name (joints: {', '.join(layout.joints)}; tool: "
+                    f"{', '.join(tool)}); the checkpoint is inconsistent"
                 )
 
-    def anchor(self, state: MeasuredState) -> NDArray[np.float64]:
-        """[D]: measured value of relative channels, zero of absolute ones."""
+    def anchor(
+        self, state: MeasuredState, tool: ToolPose | None = None
+    ) -> NDArray[np.float64]:
+        """[D]: measured value of relative channels, zero of absolute ones.
+
+        Of rotation channels it is the rotation vector of the measured orientation, which the
+        field's own rotation is composed with (see niaf_field.channels).
+        """
         measured = np.append(state.position, state.gripper_width_m)
+        if self.needs_tool:
+            if tool is None:
+                raise MessageError("relative channels move the tool, but its pose is not measured")
+            measured = np.append(measured, tool.vector)
         return np.array([0.0 if pick is None else measured[pick] for pick in self._picks])
 
 
 class ObservationBuffer:
-    """Histories of the cameras and of the joint state. The caller provides locking.
+    """Histories of the cameras, the joint state and the tool pose. The caller provides locking.
 
     topics: camera name -> topic, for messages. decode: what add_state was given -> MeasuredState;
-    only the state that is paired with images is decoded. states_kept: length of that history.
+    only the state that is paired with images is decoded. states_kept: length of that history, and
+    of the poses'. tool_topic: empty where observations need no tool pose; else decode_pose: what
+    add_pose was given -> ToolPose.
     """
 
     def __init__(
@@ -199,8 +302,12 @@ class ObservationBuffer:
         state_topic: str,
         decode: Callable[[Any], MeasuredState],
         states_kept: int = 1000,
+        tool_topic: str = "",
+        decode_pose: Callable[[Any], ToolPose] | None = None,
     ) -> None:
         self._topics, self._state_topic, self._decode = dict(topics), state_topic, decode
+        self._tool_topic, self._decode_pose = tool_topic, decode_pose
+        self._poses: deque[tuple[int, Any]] = deque(maxlen=states_kept)
         self._images: dict[str, deque[tuple[int, NDArray[np.uint8]]]] = {
             camera: deque(maxlen=IMAGES_KEPT) for camera in topics
         }
@@ -219,12 +326,16 @@ class ObservationBuffer:
     def add_state(self, stamp_ns: int, message: Any) -> None:
         self._states.append((stamp_ns, message))
 
+    def add_pose(self, stamp_ns: int, message: Any) -> None:
+        self._poses.append((stamp_ns, message))
+
     def clear(self) -> None:
         """Forget everything received."""
         for history in self._images.values():
             history.clear()
         self._rejected.clear()
         self._states.clear()
+        self._poses.clear()
 
     def view_stamp_ns(self) -> int | None:
         """Instant of the newest set of views: the oldest of the cameras' newest images."""
@@ -233,9 +344,12 @@ class ObservationBuffer:
         return min(history[-1][0] for history in self._images.values())
 
     def ages_s(self, now_ns: int) -> dict[str, float]:
-        """Age of the newest message by camera, and of 'joint_states'; infinite: none."""
+        """Age of the newest message by camera, of 'joint_states', and of 'tool_pose' where it is
+        needed; infinite: none."""
         newest = {camera: h[-1][0] if h else None for camera, h in self._images.items()}
         newest["joint_states"] = self._states[-1][0] if self._states else None
+        if self._tool_topic:
+            newest["tool_pose"] = self._poses[-1][0] if self._poses else None
         return {
             name: float("inf") if stamp is None else (now_ns - stamp) * 1e-9
             for name, stamp in newest.items()
@@ -259,7 +373,10 @@ class ObservationBuffer:
         state = self._state_at(oldest, limits)
         if isinstance(state, Problem):
             return state
-        return Observation(oldest, {c: pixels for c, (_, pixels) in chosen.items()}, state)
+        tool = self._tool_at(oldest, limits) if self._tool_topic else None
+        if isinstance(tool, Problem):
+            return tool
+        return Observation(oldest, {c: pixels for c, (_, pixels) in chosen.items()}, state, tool)
 
     def _image_problem(self, now_ns: int, limits: PairingLimits) -> Problem | None:
         for camera, history in self._images.items():
@@ -315,3 +432,41 @@ class ObservationBuffer:
             return self._decode(message)
         except MessageError as error:
             return Problem(ProblemKind.BAD_STATE, f"{topic}: {error}")
+
+    def _tool_at(self, stamp_ns: int, limits: PairingLimits) -> ToolPose | Problem:
+        """Between the poses before and after the instant; one of them alone if it is near."""
+        topic, decode = self._tool_topic, self._decode_pose
+        assert decode is not None
+        if not self._poses:
+            return Problem(
+                ProblemKind.NO_TOOL_POSE,
+                f"no message on {topic} yet; is the impedance node active, with a tool_frame in "
+                "its robot description, and the topic remapped to its ~/tool_pose?",
+            )
+        before: tuple[int, Any] | None = None
+        after: tuple[int, Any] | None = None
+        for entry in reversed(self._poses):  # in order of time, newest last
+            if entry[0] <= stamp_ns:
+                before = entry
+                break
+            after = entry
+        near = [
+            entry for entry in (before, after)
+            if entry is not None and abs(entry[0] - stamp_ns) * 1e-9 <= limits.max_skew_s
+        ]
+        if not near:
+            apart_s = min(
+                abs(entry[0] - stamp_ns) for entry in (before, after) if entry is not None) * 1e-9
+            return Problem(
+                ProblemKind.TOOL_POSE_SKEW,
+                f"the tool pose nearest to the images is {apart_s:.3f} s away (max_skew_s is "
+                f"{limits.max_skew_s:g}): {topic} is silent or slow, or the clocks differ",
+            )
+        try:
+            poses = [decode(message) for _, message in near]
+        except MessageError as error:
+            return Problem(ProblemKind.BAD_TOOL_POSE, f"{topic}: {error}")
+        if len(near) == 1:
+            return poses[0]
+        (first_ns, _), (last_ns, _) = near
+        return pose_between(poses[0], poses[1], (stamp_ns - first_ns) / (last_ns - first_ns))

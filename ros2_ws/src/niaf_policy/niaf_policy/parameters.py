@@ -36,7 +36,7 @@ SCHEMA = (
     ParameterSpec("max_future_s", 0.05, "s", "How far stamps may lie ahead of this node's clock.",
                   0.0, 1.0),
     ParameterSpec("max_skew_s", 0.06, "s", "Largest time between the views of an observation, and "
-                  "from them to the joint state.", 0.0, 1.0, live=True),
+                  "from them to joint state and tool pose.", 0.0, 1.0, live=True),
     ParameterSpec("fault_patience_s", 2.0, "s", "Time without a new field after which the goal is "
                   "aborted with the reason.", 0.2, 60.0, live=True),
     ParameterSpec("torch_threads", 1, "", "Compute threads of inference; 0: torch's own choice.",
@@ -45,7 +45,8 @@ SCHEMA = (
                   "the gripper's opening."),
     ParameterSpec("gripper_width_scale", 2.0, "1 (m/m, m/rad)", "Opening width in metres over the "
                   "position of gripper_joint; 2 for one of two mirrored fingers.", -100.0, 100.0),
-    ParameterSpec("base_frame", "panda_link0", "", "frame_id of action fields: the robot's base."),
+    ParameterSpec("base_frame", "panda_link0", "", "frame_id of action fields, and the "
+                  "one that tool poses must be in: the robot's base."),
 )
 
 

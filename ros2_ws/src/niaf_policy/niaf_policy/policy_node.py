@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
@@ -34,7 +35,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.subscription import Subscription
 from rclpy.timer import Timer
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, JointState
 
 from niaf_field import Prior
 from niaf_field.codec import make_field_message, to_message
@@ -52,7 +53,7 @@ from niaf_policy.observation import (
 )
 from niaf_policy.pacing import Figures, Pacer
 from niaf_policy.parameters import SCHEMA, ParameterSpec
-from niaf_policy.polled_states import PolledStates, decode_state
+from niaf_policy.polled_states import PolledStates, decode_pose, decode_state
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -61,6 +62,7 @@ IDLE_FEEDBACK_PERIOD_S = 0.5
 WORKER_WAIT_S = 0.1
 WARM_UP_INFERENCES = 3
 STATES_KEPT = 1000
+TOOL_POSE = "tool_pose"
 LAST_WORDS_S = 0.3
 
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -154,6 +156,8 @@ class PolicyNode(LifecycleNode):
         self._last_end = ""
         self._problem = ""
         self._images: dict[str, Subscription] = {}
+        #: measured tool pose: from the first checkpoint on whose relative channels move the tool
+        self._poses: PolledStates | None = None
         # Guards buffer, figures, goal and pacer; notified when an image or a goal arrives.
         self._changed = threading.Condition()
         self._limits = self._pairing_limits({})
@@ -248,14 +252,20 @@ class PolicyNode(LifecycleNode):
             float(self._value("gripper_width_scale")),
         )
         topics = {name: self.resolve_topic_name(_image_topic(name)) for name in policy.cameras}
+        anchors = AnchorMap(policy.prior.channels, layout)
+        if anchors.needs_tool and self._poses is None:
+            self._poses = PolledStates(self, PoseStamped, TOOL_POSE, STATES_KEPT)
+        base_frame = str(self._value("base_frame"))
         buffer = ObservationBuffer(
             topics,
             self.resolve_topic_name("joint_states"),
             lambda data: decode_state(data, layout),
             STATES_KEPT,
+            self.resolve_topic_name(TOOL_POSE) if anchors.needs_tool else "",
+            lambda data: decode_pose(data, base_frame),
         )
         pacer = Pacer(float(self._value("policy_rate_hz")))
-        return Session(policy, AnchorMap(policy.prior.channels, layout), buffer, pacer)
+        return Session(policy, anchors, buffer, pacer)
 
     def _start_worker(self, session: Session) -> None:
         """Start the worker and wait until it is warm: the network must be warm in its thread."""
@@ -280,7 +290,7 @@ class PolicyNode(LifecycleNode):
             self.create_publisher(DiagnosticArray, topic, 10)
             for topic in ("~/status", "/diagnostics")
         ]
-        self._states = PolledStates(self, "joint_states", STATES_KEPT)
+        self._states = PolledStates(self, JointState, "joint_states", STATES_KEPT)
         self._server = GoalServer(
             self,
             ExecuteInstruction,
@@ -515,6 +525,9 @@ class PolicyNode(LifecycleNode):
         with self._changed:
             for stamp_ns, data in self._states.take_all():
                 session.buffer.add_state(stamp_ns, data)
+            if self._poses is not None:
+                for stamp_ns, data in self._poses.take_all():
+                    session.buffer.add_pose(stamp_ns, data)
 
     def _observe(self, session: Session) -> Observation | Problem:
         with self._changed:
@@ -555,7 +568,7 @@ class PolicyNode(LifecycleNode):
             }
         )
         inference_s = time.monotonic() - began_s
-        anchor = session.anchors.anchor(seen.state)
+        anchor = session.anchors.anchor(seen.state, seen.tool)
         stamp_s = (seen.stamp_ns - self._epoch_sec * 1_000_000_000) * 1e-9
         with self._changed:
             if goal.outcome or session.stop:
@@ -639,6 +652,8 @@ class PolicyNode(LifecycleNode):
         self._release()
         self._server.destroy()
         self._states.destroy()
+        if self._poses is not None:
+            self._poses.destroy()
         self.destroy_node()
 
 

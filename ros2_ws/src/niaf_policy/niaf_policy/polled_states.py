@@ -1,4 +1,4 @@
-"""The joint-state topic read by polling instead of by an executor.
+"""Topics of the arm's state read by polling instead of by an executor.
 
 An executor pays about 100 us of Python for every message of a 1 kHz topic; the policy needs one of
 a hundred. Taking serialised messages from the middleware's queue costs a few microseconds each.
@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import JointState
 
-from niaf_policy.observation import JointLayout, MeasuredState, measured_state
+from niaf_policy.observation import (
+    JointLayout,
+    MeasuredState,
+    ToolPose,
+    measured_state,
+    tool_pose,
+)
 
 _LITTLE_ENDIAN = b"\x00\x01"
 
@@ -32,17 +39,26 @@ def decode_state(data: bytes, layout: JointLayout) -> MeasuredState:
     return measured_state(message.name, message.position, message.velocity, layout)
 
 
+def decode_pose(data: bytes, base_frame: str) -> ToolPose:
+    """Raises MessageError when it is no pose in the base frame."""
+    message = deserialize_message(data, PoseStamped)
+    p, q = message.pose.position, message.pose.orientation
+    return tool_pose(
+        message.header.frame_id, (p.x, p.y, p.z), (q.x, q.y, q.z, q.w), base_frame
+    )
+
+
 class PolledStates:
-    """Serialised joint states, on demand. ``depth``: how many wait at most (the newest stay).
+    """Serialised messages of ``kind`` (with a header), on demand. ``depth``: how many wait at most
+    (the newest stay).
 
     Create it in the thread that spins the executor; one thread at a time may take.
     """
 
-    def __init__(self, node: Node, topic: str, depth: int) -> None:
+    def __init__(self, node: Node, kind: Any, topic: str, depth: int) -> None:
         qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._subscription = node.create_subscription(
-            JointState, topic, _never_called, qos, raw=True
-        )
+        self._kind = kind
+        self._subscription = node.create_subscription(kind, topic, _never_called, qos, raw=True)
         # Documented nowhere, hence checked: executors collect what this list holds.
         node._subscriptions.remove(self._subscription)
         if self._subscription in tuple(node.subscriptions):
@@ -54,7 +70,7 @@ class PolledStates:
         subscription: Any = self._subscription
         while True:
             with subscription.handle:
-                taken = subscription.handle.take_message(JointState, True)
+                taken = subscription.handle.take_message(self._kind, True)
             if taken is None:
                 return
             data = taken[0]
