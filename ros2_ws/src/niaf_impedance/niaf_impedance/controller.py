@@ -116,6 +116,7 @@ class ImpedanceController:
         jp[k.JP_DAMP] = [joint.damp_nms_rad for joint in joints]
         jp[k.JP_ARMATURE] = arm.armature_kgm2
         jp[k.JP_VELOCITY] = arm.limits.velocity_rad_s
+        jp[k.JP_ACCELERATION] = arm.limits.acceleration_rad_s2
         jp[k.JP_KD_MIN] = [joint.kd.minimum for joint in joints]
         jp[k.JP_KD_MAX] = [joint.kd.maximum for joint in joints]
 
@@ -192,6 +193,7 @@ class ImpedanceController:
         cf[k.CF_COULOMB_SPEED] = config.coulomb_speed_rad_s
         cf[k.CF_DAMP_GRAVITY] = 1.0 if config.damp_gravity else 0.0
         cf[k.CF_ROBOT_GRAVITY] = 1.0 if self.arm.config.gravity_added_by_robot else 0.0
+        cf[k.CF_BRAKE], cf[k.CF_BRAKE_MAX] = config.brake_s, config.brake_max_s
         cf[k.CF_DEACTIVATE] = config.deactivate_s
         cf[k.CF_CLOCK_TOLERANCE] = config.clock_tolerance_ticks
         if gripper is not None:
@@ -387,17 +389,7 @@ class ImpedanceController:
 
     def brake(self, t_s: float) -> None:
         """Slow down along the path to a stop, then hold. Does nothing unless in TRACK."""
-        if self.mode != Mode.TRACK:
-            return
-        st = self._st
-        at = max(t_s, float(st[k.ST_T]))
-        if at >= st[k.ST_BRAKE_AT]:
-            return
-        remaining = max(float(st[k.ST_END]) - at, 1e-6)
-        st[k.ST_BRAKE_AT] = at
-        duration = self._planner.brake_time(self._tel[k.TEL_DQ_REF, : self.n])
-        st[k.ST_BRAKE_T] = min(duration, 2 * remaining)
-        self._si[k.SI_GENERATION] += 1
+        k.brake(self._cf, self._jp, self._st, self._si, self._tel, t_s)
 
     def estop(self) -> None:
         """Damp at once and latch. Allowed in every mode."""

@@ -108,13 +108,15 @@ CF_TRACKING_M, CF_TRACKING_RAD = 17, 18  # tracking error of the tool that is a 
 # measured velocity, goes this far is a fault, rad; 0: not checked
 CF_FROZEN_REFERENCE, CF_FROZEN_MOTION = 19, 20
 CF_ROBOT_GRAVITY = 21  # 1: the robot adds its own gravity torque to what is sent
-CF_SIZE = 22
+CF_BRAKE, CF_BRAKE_MAX = 22, 23  # shortest and longest duration of braking, s
+CF_SIZE = 24
 
 JP_KP, JP_KD, JP_KP_TARGET, JP_KD_TARGET, JP_KP_RATE, JP_KD_RATE = 0, 1, 2, 3, 4, 5
 JP_TORQUE, JP_TORQUE_RATE, JP_DAMP, JP_COULOMB, JP_VISCOUS, JP_ARMATURE = 6, 7, 8, 9, 10, 11
 JP_VELOCITY, JP_TRACKING, JP_KD_MIN, JP_KD_MAX = 12, 13, 14, 15
 JP_TORQUE_TARGET = 16  # JP_TORQUE moves there within the torque rate
-JP_ROWS = 17
+JP_ACCELERATION = 17  # limit, for the duration of braking
+JP_ROWS = 18
 
 ST_T = 0  # time of the last tick, s
 ST_DT = 1  # measured period, s
@@ -161,6 +163,19 @@ def brake_duration(velocity, acceleration, shortest, longest):
     for i in range(acceleration.shape[0]):
         needed = max(needed, abs(velocity[i]) / acceleration[i])
     return min(max(shortest, 1.5 * BRAKE_PEAK * needed), longest)
+
+
+@njit(cache=True, nogil=True)
+def brake(cf, jp, st, si, tel, t):
+    """Slow down along the path from ``t`` (or the last tick) to a stop; nothing unless in TRACK."""
+    at = max(t, st[ST_T])
+    if si[SI_MODE] != MODE_TRACK or at >= st[ST_BRAKE_AT]:
+        return
+    duration = brake_duration(
+        tel[TEL_DQ_REF], jp[JP_ACCELERATION], cf[CF_BRAKE], cf[CF_BRAKE_MAX])
+    st[ST_BRAKE_T] = min(duration, 2.0 * max(st[ST_END] - at, 1e-6))
+    st[ST_BRAKE_AT] = at
+    si[SI_GENERATION] += 1
 
 
 @njit(cache=True, nogil=True)

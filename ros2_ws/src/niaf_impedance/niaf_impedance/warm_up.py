@@ -41,3 +41,4 @@ def warm_up(controller: ImpedanceController | None = None) -> None:
         field = ActionField(fold_prior(prior, anchor), 0.001, 1.0, 2, 0.001, prior.prior_id)
         twin.offer(0.001, field)
     twin.tick(0.001, home, zero)
+    twin.brake(0.001)
