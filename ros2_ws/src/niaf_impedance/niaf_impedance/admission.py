@@ -53,6 +53,8 @@ class Reason(IntEnum):
     DEACTIVATING = 130
     OVERTAKEN = 131
     SUPERSEDED = 132
+    CLOCK_SKEW = 133
+    NO_POSE = 134
 
 
 REASON_TEXT: dict[Reason, tuple[str, str]] = {  # what was wrong, what to do
@@ -89,6 +91,10 @@ REASON_TEXT: dict[Reason, tuple[str, str]] = {  # what was wrong, what to do
     Reason.OVERTAKEN: ("the controller went on while it was judged, several times",
                        "raise handover_lead_s; relieve the CPU"),
     Reason.SUPERSEDED: ("a newer reference arrived before it was judged", "send fewer"),
+    Reason.CLOCK_SKEW: ("the sender's clock and this one differ too much",
+                        "synchronise the machines (chrony, PTP)"),
+    Reason.NO_POSE: ("no pose was measured at its observation time, and anchor is measured",
+                     "synchronise the clocks of cameras and drives"),
 }
 
 

@@ -12,7 +12,8 @@ callables (``call``, ``post``), which it runs between two steps; it never waits 
 
 Times that come from outside (fields, ``offer``) and those of the controller are wall-clock seconds
 since ``epoch_s``. The loop runs on the monotonic clock; the difference is taken anew at every
-activation and reset, so that a clock that is set during a run does not move the arm.
+activation and reset and follows what NTP slews in between. A clock that is set during a run does
+not move the arm: ``clock_problem`` says so, and no field is followed any more.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ import numpy as np
 
 from niaf_field import Reference
 from niaf_impedance.admission import AdmissionVerdict, Reason
+from niaf_impedance.clocks import WallClock
 from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.drives.bus_loop import BusLoop, BusLoopError, Closing
-from niaf_impedance.drives.description import DriveDescription, load_drive_description
+from niaf_impedance.drives.description import DriveDescription, load_drive_description, make_drive
 from niaf_impedance.drives.interface import DriveError, DriveState, Floats, describe_faults
-from niaf_impedance.drives.mit_can import MitCanDrive
+from niaf_impedance.reanchoring import PoseHistory
 from niaf_impedance.settings import ControllerConfig
 from niaf_impedance.timing import LoopTiming
 from niaf_impedance.tuning import Tuning
@@ -62,6 +64,7 @@ class BusArm:
         joints: names of all motors: the arm's joints, then the gripper's.
         timing: lateness and duration of steps; written by the loop's thread.
         failure: why the loop's thread ended; empty while it runs.
+        history: measured poses, if somebody wants them kept; set it before ``open``.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class BusArm:
         self._loop: BusLoop | None = None
         self._bus: Any = None
         self._watch_problem = "no answer yet"
+        self._wall = WallClock()
+        self.history: PoseHistory | None = None
 
     # -- life -------------------------------------------------------------------------------------
     def open(self) -> None:
@@ -120,9 +125,8 @@ class BusArm:
             )
         self._bus = self.description.open_bus()
         try:
-            drive = MitCanDrive(self._bus, self.description.drive)
             self._loop = BusLoop(
-                drive, self._controller, self._controller.arm.joint_names, self._damp,
+                make_drive(self.description, self._bus), self._controller, self._controller.arm.joint_names, self._damp,
                 self.description.loop, self.description.gripper,
             )
         except (DriveError, BusLoopError):
@@ -149,7 +153,8 @@ class BusArm:
         """
         def start() -> None:
             loop = self._need_loop()
-            loop.clock_offset_s = self._offset_s()
+            self._wall.set(time.monotonic(), time.time())
+            loop.clock_offset_s = self._wall.offset_s - self._epoch_s
             loop.start(self._controller.config.state_timeout_s)
             self.timing.clear()
 
@@ -216,7 +221,8 @@ class BusArm:
         """
         def work() -> None:
             loop = self._need_loop()
-            loop.clock_offset_s = self._offset_s()
+            self._wall.set(time.monotonic(), time.time())
+            loop.clock_offset_s = self._wall.offset_s - self._epoch_s
             loop.reset(time.monotonic())
 
         self.call(work, _SWITCHING_S)
@@ -298,6 +304,11 @@ class BusArm:
             "scheduling": self.scheduling,
         }
 
+    @property
+    def clock_problem(self) -> str:
+        """Why times of other nodes cannot be used; empty when they can."""
+        return "" if self.off else self._wall.problem
+
     def warning(self) -> str:
         """What an operator should know now; empty when all is well."""
         loop = self._loop
@@ -305,16 +316,13 @@ class BusArm:
             return self.failure or "the bus is not open"
         if not loop.enabled:
             return self._watch_problem
-        return loop.problem or loop.fell_back
+        return loop.problem or loop.fell_back or self._wall.problem
 
     # -- the loop's thread ------------------------------------------------------------------------
     def _need_loop(self) -> BusLoop:
         if self._loop is None:
             raise BusLoopError("the bus is not open; call open() first")
         return self._loop
-
-    def _offset_s(self) -> float:
-        return time.time() - time.monotonic() - self._epoch_s
 
     def _run(self) -> None:
         try:
@@ -344,6 +352,7 @@ class BusArm:
         loop, period_s, timing = self._need_loop(), self.description.loop.period_s, self.timing
         clock = time.monotonic
         due_s = clock()
+        self._wall.set(due_s, time.time())
         while not self._stop.is_set():
             now_s = clock()
             if now_s < due_s:
@@ -355,6 +364,8 @@ class BusArm:
                     future.set_result(work())
                 except Exception as error:
                     future.set_exception(error)
+            self._wall.follow(clock(), time.time())
+            loop.clock_offset_s = self._wall.offset_s - self._epoch_s
             if loop.enabled:
                 if not was_on:  # starting took many periods
                     now_s = due_s = clock()
@@ -369,9 +380,19 @@ class BusArm:
             else:
                 self._watch(loop)
                 due_s = clock() + 1.0 / _WATCH_HZ
-            if self._on_state is not None and np.isfinite(loop.state.stamp).all():
-                wall_s = time.time() - clock() + float(loop.state.stamp.min())
-                self._on_state(wall_s, loop.state)
+            if np.isfinite(loop.state.stamp).all():
+                self._keep(loop.state)
+                if self._on_state is not None:
+                    wall_s = time.time() - clock() + float(loop.state.stamp.min())
+                    self._on_state(wall_s, loop.state)
+
+    def _keep(self, state: DriveState) -> None:
+        if self.history is None:
+            return
+        n, gripper = self._controller.n, self.description.gripper
+        width_m = None if gripper is None else gripper.width_scale * float(state.q[n])
+        stamp_s = float(state.stamp.min()) + self._wall.offset_s - self._epoch_s
+        self.history.add(stamp_s, state.q[:n], width_m)
 
     def _watch(self, loop: BusLoop) -> None:
         try:

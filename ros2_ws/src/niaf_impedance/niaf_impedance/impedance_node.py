@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import rclpy
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy._rclpy_pybind11 import RCLError
 from geometry_msgs.msg import PoseStamped
+from rclpy._rclpy_pybind11 import RCLError
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import Executor, SingleThreadedExecutor
@@ -42,6 +43,7 @@ from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.admission_worker import AdmissionWorker, Job, Judged, Rejection
 from niaf_impedance.arm_model import ArmModel, ArmModelError
 from niaf_impedance.bus_wiring import BusArm
+from niaf_impedance.clocks import SkewEstimate
 from niaf_impedance.controller import (
     ControllerConfigError,
     ImpedanceController,
@@ -61,6 +63,7 @@ from niaf_impedance.realtime import (
     quiet_interpreter,
     request_fifo,
 )
+from niaf_impedance.reanchoring import NoPoseError, PoseHistory, measured_anchor
 from niaf_impedance.references import reference_from_trajectory
 from niaf_impedance.robot_config import (
     RobotConfigError,
@@ -69,10 +72,10 @@ from niaf_impedance.robot_config import (
 )
 from niaf_impedance.settings import ControllerConfig
 from niaf_impedance.timing import Percentiles
+from niaf_impedance.tool_state import ToolState
 from niaf_impedance.topic_arm import TopicArm
 from niaf_impedance.trajectory import TrajectoryError
 from niaf_impedance.tuning import Tuning
-from niaf_impedance.tool_state import ToolState
 from niaf_impedance.warm_up import warm_up
 from niaf_msgs.msg import ActionField, AdmissionReport, ImpedanceState
 
@@ -135,6 +138,7 @@ class ImpedanceNode(LifecycleNode):
         self._journal: JournalPublisher | None = None
         self._checkpoint_due_s = 0.0
         self._trajectories = 0
+        self._field_clock = SkewEstimate()
         self._prior: Prior | None = None
         self._epoch_sec = int(time.time())
         self._loop_timers: list[Timer] = []
@@ -244,6 +248,7 @@ class ImpedanceNode(LifecycleNode):
                 gripper_rate_hz=float(self._value("gripper_rate_hz")),
                 max_future_s=float(self._value("field_max_future_s")), on_tick=self._on_tick,
             )
+            link.history = self._history(link.rate_hz)
         else:
             self._joint_publisher = self.create_publisher(JointState, "joint_states", _NEWEST)
             self._writers.append(self._joint_publisher)
@@ -253,15 +258,23 @@ class ImpedanceNode(LifecycleNode):
                 epoch_s=float(self._epoch_sec), on_state=self._on_bus_state,
                 scheduling=lambda: request_fifo(int(self._value("realtime_priority"))),
             )
+            link.history = self._history(link.rate_hz)
             link.open()
         self._state_every = max(1, round(link.rate_hz / float(self._value("state_rate_hz"))))
+        self._pose_every = max(1, round(link.rate_hz / float(self._value("tool_pose_rate_hz"))))
         return link
+
+    def _history(self, rate_hz: float) -> PoseHistory | None:
+        """Measured poses as far back as an observation may lie, if fields are anchored at them."""
+        if self._value("anchor") == "field":
+            return None
+        span_s = float(self._value("field_max_age_s")) + float(self._value("field_max_future_s"))
+        return PoseHistory(self.arm.n + 1, span_s, rate_hz)
 
     def _create_entities(self, controller: ImpedanceController) -> None:
         self._admission_publisher = self.create_publisher(AdmissionReport, "~/admission", 10)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._writers += [self._admission_publisher, self._diagnostics_publisher]
-        self._pose_every = max(1, round(link.rate_hz / float(self._value("tool_pose_rate_hz"))))
         self._servers = [
             self.create_service(Trigger, "~/estop", self._on_estop),
             self.create_service(Trigger, "~/reset", self._on_reset),
@@ -371,6 +384,8 @@ class ImpedanceNode(LifecycleNode):
         if self._link.timing.ticks % self._state_every == 0:
             self._publish_state(sec, nanosec, age_s)
             self._report_changes()
+        if self._link.timing.ticks % self._pose_every == 0:
+            self._publish_tool_pose(sec, nanosec)
         self._settle()
 
     def _beat(self) -> None:
@@ -384,8 +399,6 @@ class ImpedanceNode(LifecycleNode):
             and np.abs(controller.telemetry.dq).max() < controller.config.standstill_rad_s
         ):  # a fault cut the ramp short: off once the arm is at rest
             assert self._link is not None
-        if self._link.timing.ticks % self._pose_every == 0:
-            self._publish_tool_pose(sec, nanosec)
             self._link.deactivate()
         self._settle()
 
@@ -404,6 +417,8 @@ class ImpedanceNode(LifecycleNode):
             return
         if link.timing.ticks % self._state_every == 0:
             self._publish_state(sec, nanosec, time.time() - wall_s)
+        if link.timing.ticks % self._pose_every == 0:
+            self._publish_tool_pose(sec, nanosec)
 
     def _report_changes(self) -> None:
         controller = self.controller
@@ -417,8 +432,6 @@ class ImpedanceNode(LifecycleNode):
             self.get_logger().info(f"{self._last_mode.name} -> {mode.name}")
         self._last_fault, self._last_mode = fault, mode
 
-        if link.timing.ticks % self._pose_every == 0:
-            self._publish_tool_pose(sec, nanosec)
     # -- new references --------------------------------------------------------------------------
     def _calm_worker(self) -> None:
         """The judging thread stays below the tick, and above everything that is not real time."""
@@ -455,8 +468,11 @@ class ImpedanceNode(LifecycleNode):
         if self.controller is None or prior is None:
             return
         now_s = time.time() - epoch_sec
+        rejection = self._clock_rejection(message, now_s) or self._reanchor(message)
 
         def build(snapshot: Snapshot) -> Reference | Rejection:
+            if rejection is not None:
+                return rejection
             field = from_message(message, epoch_sec)
             finding = diagnose_field(field, prior, now_s, limits)
             if finding is not None:
@@ -464,6 +480,36 @@ class ImpedanceNode(LifecycleNode):
             return field_from_message(field, prior)
 
         self._submit(message, int(message.sequence), now_s, build)
+
+    def _clock_rejection(self, message: ActionField, now_s: float) -> Rejection | None:
+        if message.observation_age_s > 0.0:  # told when it was sent
+            sent_s = self._seconds(message.header.stamp) + message.observation_age_s
+            self._field_clock.add(now_s, sent_s)
+        assert self._link is not None
+        problem = self._link.clock_problem or self._field_clock.problem(
+            float(self._value("clock_skew_max_s")))
+        return Rejection(int(Reason.CLOCK_SKEW), problem) if problem else None
+
+    def _reanchor(self, message: ActionField) -> Rejection | None:
+        """Put the pose measured at the observation in the place of the policy's, if so asked."""
+        link, prior = self._link, self._prior
+        assert link is not None
+        assert prior is not None
+        history = link.history
+        if history is None:
+            return None
+        stamp_s = self._seconds(message.header.stamp)
+        try:
+            pose = link.call(lambda: history.at(stamp_s))
+            anchor = measured_anchor(prior, self.arm, pose[: self.arm.n], float(pose[-1]))
+        except NoPoseError as error:
+            return Rejection(int(Reason.NO_POSE), f"no pose at its observation time: {error}")
+        message.anchor = array.array("d", anchor.tobytes())
+        return None
+
+    def _seconds(self, stamp: Time) -> float:
+        """On the controller's clock."""
+        return float(stamp.sec - self._epoch_sec) + 1e-9 * stamp.nanosec
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
         controller, epoch_sec = self.controller, self._epoch_sec
@@ -573,6 +619,9 @@ class ImpedanceNode(LifecycleNode):
         if controller is None or link is None:
             return
         timing = link.timing
+        if controller.moves_tool:
+            self._tool.measure()
+            self._tool.note()
         for view, source in self._views:
             view[:] = source
         message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
@@ -600,6 +649,18 @@ class ImpedanceNode(LifecycleNode):
         timing.window_age_s = 0.0
         self._state_publisher.publish(message)
 
+    def _publish_tool_pose(self, sec: int, nanosec: int) -> None:
+        """The tool's pose at the joint state of this tick, for whoever listens."""
+        if not self.arm.config.tool_frame or not self._pose_publisher.get_subscription_count():
+            return
+        self._tool.measure()
+        message, (x, y, z, qx, qy, qz, qw) = self._pose_message, self._tool.measured.tolist()
+        message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
+        position, turn = message.pose.position, message.pose.orientation
+        position.x, position.y, position.z = x, y, z
+        turn.x, turn.y, turn.z, turn.w = qx, qy, qz, qw
+        self._pose_publisher.publish(message)
+
     def _publish_diagnostics(self) -> None:
         controller, link = self.controller, self._link
         if controller is None or link is None:
@@ -619,9 +680,6 @@ class ImpedanceNode(LifecycleNode):
             "field sequence": controller.sequence,
             "fields accepted": controller.accepted_count,
             "fields refused": controller.refused_count,
-        if controller.moves_tool:
-            self._tool.measure()
-            self._tool.note()
         })
         interval = timing.interval.percentiles()
         loop = DiagnosticStatus(name=f"{who}: loop", hardware_id=self._hardware)
@@ -649,25 +707,24 @@ class ImpedanceNode(LifecycleNode):
         drives.message = link.warning() or str(self._value("arm_interface"))
         if link.warning():
             drives.level = DiagnosticStatus.WARN
-    def _publish_tool_pose(self, sec: int, nanosec: int) -> None:
-        """The tool's pose at the joint state of this tick, for whoever listens."""
-        if not self.arm.config.tool_frame or not self._pose_publisher.get_subscription_count():
-            return
-        self._tool.measure()
-        message, (x, y, z, qx, qy, qz, qw) = self._pose_message, self._tool.measured.tolist()
-        message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
-        position, turn = message.pose.position, message.pose.orientation
-        position.x, position.y, position.z = x, y, z
-        turn.x, turn.y, turn.z, turn.w = qx, qy, qz, qw
-        self._pose_publisher.publish(message)
-
         if fault in (Fault.DRIVE_FAULT, Fault.DRIVE_SILENT, Fault.BUS_OFF):
             drives.level = DiagnosticStatus.ERROR
         drives.values = _key_values(link.diagnostics())
-        message = DiagnosticArray(status=[stop, loop, drives])
+        message = DiagnosticArray(status=[stop, loop, drives, self._clock_status()])
         seconds, nanosec = divmod(time.time_ns(), 1_000_000_000)
         message.header.stamp.sec, message.header.stamp.nanosec = seconds, nanosec
         self._diagnostics_publisher.publish(message)
+
+    def _clock_status(self) -> DiagnosticStatus:
+        assert self._link is not None
+        who = self.get_fully_qualified_name().strip("/")
+        skew_s, most_s = self._field_clock.skew_s, float(self._value("clock_skew_max_s"))
+        problem = self._link.clock_problem or self._field_clock.problem(most_s)
+        status = DiagnosticStatus(name=f"{who}: clocks", hardware_id=self._hardware)
+        status.level = DiagnosticStatus.WARN if problem else DiagnosticStatus.OK
+        status.message = problem or "fields and states on one clock"
+        status.values = _key_values({"field clock skew_ms": f"{1e3 * skew_s:.1f}"})
+        return status
 
     @property
     def _hardware(self) -> str:

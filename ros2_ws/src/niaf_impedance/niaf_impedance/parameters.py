@@ -54,6 +54,12 @@ _NODE = (
                   0.01, 30.0),
     ParameterSpec("field_max_future_s", 0.05, "s", "How far stamps may lie ahead of this node's "
                   "clock.", 0.0, 1.0),
+    ParameterSpec("clock_skew_max_s", 0.1, "s", "Largest difference between a policy's clock and "
+                  "this one, by its fastest messages, at which its fields are followed.", 0.005,
+                  10.0),
+    ParameterSpec("anchor", "field", "", "Where relative channels begin: at the pose that the "
+                  "field names, or at the one that this node measured at its observation time.",
+                  choices=("field", "measured")),
     ParameterSpec("handover_lead_s", 0.01, "s", "How far ahead of the present a hand-over is "
                   "planned: covers the judging of the new reference beside the running loop.",
                   0.0, 0.2),

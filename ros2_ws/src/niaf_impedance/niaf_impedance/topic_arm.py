@@ -20,6 +20,7 @@ from std_msgs.msg import Float64MultiArray
 
 from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.faults import Mode
+from niaf_impedance.reanchoring import PoseHistory
 from niaf_impedance.settings import ControllerConfig
 from niaf_impedance.state_gate import StateGate
 from niaf_impedance.timing import LoopTiming
@@ -41,6 +42,7 @@ class TopicArm:
 
     Attributes:
         timing: lateness and duration of ticks.
+        history: measured poses, if somebody wants them kept.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class TopicArm:
         self._epoch_sec, self._on_tick = epoch_sec, on_tick
         self._gate = StateGate(max_future_s)
         self.rate_hz = rate_hz
+        self.history: PoseHistory | None = None
         self.timing = LoopTiming(1.0 / rate_hz)
         gripper = controller.arm.config.gripper
         self._decoder = JointStateDecoder(
@@ -92,6 +95,11 @@ class TopicArm:
             if self._gate.received_s == -math.inf:
                 return f"no message on {topic} yet; is the arm's driver running?"
             return f"the newest message on {topic} is {age:.3f} s old"
+        return ""
+
+    @property
+    def clock_problem(self) -> str:
+        """Why times of other nodes cannot be used; a state with a wrong stamp is refused itself."""
         return ""
 
     def warning(self) -> str:
@@ -160,6 +168,8 @@ class TopicArm:
             age_s = now_s - stamp_s
             admitted = gate.admit(
                 stamp_s, now_s, began_s, controller.mode, controller.config.state_timeout_s)
+        if admitted and self.history is not None:
+            self.history.add(stamp_s, decoder.q, decoder.gripper_m)
         if not admitted:
             if gate.problem:
                 self._node.get_logger().error(

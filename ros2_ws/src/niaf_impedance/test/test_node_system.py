@@ -33,6 +33,8 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint  # noqa: E
 
 from niaf_field import save_prior  # noqa: E402
 from niaf_field.codec import make_field_message, to_message  # noqa: E402
+from niaf_impedance.admission import Reason  # noqa: E402
+from niaf_impedance.clocks import LEAST_MESSAGES  # noqa: E402
 from niaf_msgs.msg import ActionField, AdmissionReport, ImpedanceState  # noqa: E402
 
 pytestmark = pytest.mark.system
@@ -147,7 +149,8 @@ def system(arm, domain, tmp_path_factory):
     context = rclpy.Context()
     rclpy.init(context=context, domain_id=domain)
     fake = FakeArm(arm, context)
-    process = start_node(f"prior:={file}", f"gains_file:={file.parent / 'gains.yaml'}")
+    process = start_node(
+        f"prior:={file}", f"gains_file:={file.parent / 'gains.yaml'}", "anchor:=measured")
     try:
         wait_for(lambda: fake.states or process.poll() is not None, 60.0, "the first state")
         assert process.poll() is None, process.stdout.read()
@@ -161,10 +164,10 @@ def system(arm, domain, tmp_path_factory):
         rclpy.shutdown(context=context)
 
 
-def send(fake, prior, q, sequence, gamma_value=0.0, **changes):
+def send(fake, prior, q, sequence, gamma_value=0.0, late_s=0.0, **changes):
     field = make_field_message(
         prior, np.zeros(prior.gamma_length), np.zeros(prior.beta_length), np.append(q, 0.0),
-        stamp_s=time.time(), sequence=sequence,
+        stamp_s=time.time() - late_s, sequence=sequence,
     )
     message = to_message(ActionField(), field)
     message.gamma[0] = gamma_value
@@ -220,6 +223,34 @@ def test_bad_fields_are_refused_with_a_reason(system, changes, words):
     assert report.reason != 0
     assert words in report.reason_text
     assert fake.states[-1].mode == ImpedanceState.HOLD
+
+
+def test_a_field_begins_where_the_arm_was_measured_whatever_the_policy_thought(system):
+    fake, _, prior = system
+    seams = []
+    for sequence, error_rad in ((101, 0.0), (102, 0.4)):
+        report = send(fake, prior, fake.plant.q + error_rad, sequence, late_s=0.05)
+        assert report.verdict == AdmissionReport.ACCEPTED, report.reason_text
+        seams.append(np.array(report.seam_position_rad))
+        wait_for(lambda: fake.states[-1].mode == ImpedanceState.HOLD, 5.0, "HOLD")
+    np.testing.assert_allclose(seams[1], seams[0], atol=0.02)
+
+
+def test_an_observation_that_no_joint_state_belongs_to_is_not_followed(system):
+    fake, _, prior = system
+    report = send(fake, prior, fake.plant.q, 103, late_s=20.0)
+    assert (report.verdict, report.reason) == (AdmissionReport.REFUSED, Reason.NO_POSE)
+    assert "too old" in report.reason_text
+
+
+def test_fields_of_a_sender_whose_clock_is_off_are_refused(system):
+    fake, _, prior = system
+    for sequence in range(104, 104 + LEAST_MESSAGES):
+        report = send(
+            fake, prior, fake.plant.q, sequence, late_s=0.4, observation_age_s=0.02)
+    assert (report.verdict, report.reason) == (AdmissionReport.REFUSED, Reason.CLOCK_SKEW)
+    assert "is behind this one" in report.reason_text
+    wait_for(lambda: fake.states[-1].mode == ImpedanceState.HOLD, 5.0, "HOLD")
 
 
 def set_parameter(fake, name, value):
