@@ -6,8 +6,9 @@ import numpy as np
 
 from niaf_impedance.drives import JointMap
 from niaf_impedance.drives.bus_load import BitRates
+from niaf_impedance.drives.emulation import InProcessBus
 from niaf_impedance.drives.mit_can import MitCanConfig, MitCanDrive, MitJoint
-from niaf_impedance.drives.mit_emulator import InProcessBus, MitEmulator
+from niaf_impedance.drives.mit_emulator import MitEmulator
 
 FD = BitRates(1_000_000.0, 5_000_000.0)
 

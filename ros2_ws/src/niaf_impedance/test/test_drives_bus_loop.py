@@ -21,8 +21,9 @@ from niaf_impedance.drives.bus_loop import (
     watchdog_problem,
 )
 from niaf_impedance.drives.description import load_drive_description
+from niaf_impedance.drives.emulation import InProcessBus
 from niaf_impedance.drives.mit_can import MitCanDrive
-from niaf_impedance.drives.mit_emulator import InProcessBus, MitEmulator
+from niaf_impedance.drives.mit_emulator import MitEmulator
 from niaf_impedance.faults import Fault, Mode
 
 PERIOD_S = 0.004

@@ -19,8 +19,9 @@ from niaf_impedance.drives import (
 )
 from niaf_impedance.drives import mit_frames as mit
 from niaf_impedance.drives.bus_load import BitRates
+from niaf_impedance.drives.emulation import InProcessBus
 from niaf_impedance.drives.mit_can import MitCanConfig, MitCanDrive
-from niaf_impedance.drives.mit_emulator import InProcessBus, MitEmulator
+from niaf_impedance.drives.mit_emulator import MitEmulator
 
 
 @pytest.fixture

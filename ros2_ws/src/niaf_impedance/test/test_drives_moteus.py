@@ -1,7 +1,8 @@
-"""The moteus back end: the library's own transport on a virtual bus, emulated controllers."""
+"""The moteus back end against emulated controllers that answer real register frames."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import uuid
 from dataclasses import replace
@@ -13,6 +14,8 @@ import pytest
 from drives_support import HandClock
 
 from niaf_impedance.drives import DriveCommand, DriveError, DriveFault, JointMap
+from niaf_impedance.drives.bus_load import BitRates
+from niaf_impedance.drives.emulation import InProcessBus
 from niaf_impedance.drives.moteus_drive import (
     COMMAND_BYTES,
     FAULT_CODES,
@@ -33,47 +36,25 @@ CONFIG = MoteusConfig(JOINTS, rate_hz=500.0, watchdog_s=0.05, reply_deadline_s=0
 
 
 class MoteusRig:
-    """Drive and emulated controllers on one virtual bus; the emulator's clock is moved by hand."""
+    """Drive and emulated controllers on a bus in this process, one clock by hand for both."""
 
-    def __init__(self) -> None:
-        channel = f"moteus-{uuid.uuid4()}"
+    def __init__(self, joints=JOINTS, **config) -> None:
         self.clock = HandClock()
         self.q = np.array([0.4, -0.5])
         self.dq = np.zeros(2)
-        self.emulator = MoteusEmulator(JOINTS, self.q, self.dq, clock=self.clock)
-        self.bus = can.Bus(interface="virtual", channel=channel)
-        self._serving = self.emulator.serve(self.bus)
-        self._serving.__enter__()
-        device = moteus.PythonCanDevice(interface="virtual", channel=channel)
-        self.drive = MoteusDrive(moteus.Transport(device), CONFIG)
+        self.emulator = MoteusEmulator(joints, self.q, self.dq, clock=self.clock)
+        self.bus = InProcessBus(self.emulator)
+        self.drive = MoteusDrive(self.bus, replace(CONFIG, joints=joints, **config), self.clock)
 
     def close(self) -> None:
-        self.drive.close()
-        self._serving.__exit__(None, None, None)
         self.bus.shutdown()
 
 
-@pytest.fixture(scope="module")
-def shared():
+@pytest.fixture
+def rig():
     rig = MoteusRig()
     yield rig
     rig.close()
-
-
-@pytest.fixture
-def rig(shared):
-    """Motors stopped, healthy and at rest."""
-    shared.q[:] = [0.4, -0.5]
-    shared.dq[:] = 0.0
-    for motor in shared.emulator.motors:
-        motor.silent = False
-        motor.mode, motor.fault = 0, 0
-        motor.stored["servo.timeout_mode"] = 12.0
-        motor.stored["servo.pid_position.kp"] = motor.joint.kp_nm_turn
-    shared.drive.disable()
-    shared.drive._checked = False
-    shared.drive.config = CONFIG
-    return shared
 
 
 @pytest.fixture
@@ -176,7 +157,7 @@ def test_a_silent_motor_is_named_and_keeps_its_stamp(enabled):
     enabled.drive.write(command())
     stamp = enabled.drive.read().stamp.copy()
     enabled.emulator.motors[1].silent = True
-    enabled.drive.config = replace(CONFIG, reply_deadline_s=0.05)
+    enabled.clock.advance(0.002)
     enabled.drive.write(command())
     state = enabled.drive.read()
     assert state.fault.tolist() == [0, DriveFault.MISSING_REPLY]
@@ -228,24 +209,113 @@ def test_self_check_refuses_and_names_motor_value_expected(rig, name, value, fau
 
 def test_a_missing_motor_is_named(rig):
     rig.emulator.motors[0].silent = True
-    rig.drive.config = replace(CONFIG, register_deadline_s=0.1)
     error = refused(DriveFault.NO_MOTOR, rig.drive.enable)
     assert error.motors == ("shoulder",)
-    rig.emulator.motors[0].silent = False
+    assert "shoulder (id 1)" in str(error) and "elbow" not in str(error)
 
 
-def test_planned_frame_sizes_cover_the_real_ones():
-    drive_joint = JOINTS[0]
-    query = moteus.QueryResolution()
-    query.voltage = moteus.IGNORE
-    controller = moteus.Controller(id=drive_joint.motor_id, query_resolution=query)
-    frame = controller.make_position(
-        position=0.1, velocity=0.0, feedforward_torque=0.0, kp_scale=1.0, kd_scale=1.0,
-        maximum_torque=1.0, watchdog_timeout=0.1, velocity_limit=-1.0, accel_limit=-1.0,
-        ilimit_scale=0.0, query=True,
-    )  # fmt: skip
-    assert len(frame.data) <= COMMAND_BYTES
-    assert frame.expected_reply_size <= REPLY_BYTES
+def test_a_lost_answer_of_the_console_is_asked_for_again(rig):
+    rig.emulator.motors[1].drop_replies = 2
+    rig.drive.enable()
+    assert rig.drive.enabled
+
+
+def test_what_an_earlier_question_left_in_the_console_is_not_taken_for_an_answer(rig):
+    rig.emulator.motors[0]._console = b"17.5\r\n12"
+    rig.drive.self_check()
+
+
+def test_a_late_answer_keeps_the_stamp_of_its_own_request(enabled):
+    """Frames carry no number: what is queued when the next command goes out is older than it."""
+    enabled.drive.write(command())
+    first_s = enabled.clock.now_s
+    late = enabled.bus._queue.pop()  # the elbow's answer stays on the way
+    assert enabled.drive.read().missing.tolist() == [0, 1]
+    enabled.clock.advance(0.002)
+    enabled.bus.inject(late)
+    enabled.drive.write(command())
+    assert enabled.drive.statistics.late.tolist() == [0, 1]
+    assert enabled.drive._state.stamp[1] == first_s
+    state = enabled.drive.read()
+    assert state.ok and state.stamp.tolist() == [enabled.clock.now_s] * 2
+
+
+def test_strange_frames_are_counted_and_change_nothing(enabled):
+    before = enabled.drive.read().copy()
+    rng = np.random.default_rng(3)
+    frames = [can.Message(arbitration_id=0x0900, data=bytes(8), is_extended_id=True, is_fd=True)]
+    for size in (0, 1, 3, 12, 64):  # under a motor's own id
+        data = rng.integers(0, 256, size).astype(np.uint8).tobytes()
+        frames.append(can.Message(arbitration_id=0x0100, data=data, is_fd=True))
+    for frame in frames:
+        enabled.bus.inject(frame)
+    enabled.drive.write(command())
+    state = enabled.drive.read()
+    assert state.ok and state.q == pytest.approx(before.q)
+    assert enabled.drive.statistics.bus.tolist() == [1, 0, 5, 0]
+
+
+def test_bus_off_and_a_refused_frame_are_named(enabled):
+    enabled.bus.inject(can.Message(is_error_frame=True, arbitration_id=0x40))
+    refused(DriveFault.BUS_OFF, enabled.drive.read)
+    enabled.bus.disconnect()
+    refused(DriveFault.BUS_ERROR, lambda: enabled.drive.write(command()))
+
+
+def test_a_bus_that_hears_itself_changes_nothing(rig):
+    """As a multicast bus: the host's own frames come back before the answers."""
+    send = rig.bus.send
+
+    def send_and_hear(message, timeout=None):
+        rig.bus.inject(message)
+        send(message)
+
+    rig.bus.send = send_and_hear
+    rig.drive.enable()
+    rig.drive.write(command(tau_ff=[1.0, 0.5]))
+    assert rig.drive.read().ok
+    assert rig.emulator.step() == pytest.approx([1.0, 0.5])
+    assert rig.drive.statistics.bus.tolist() == [0, 0, 0, 0]
+
+
+def test_the_library_itself_drives_the_emulated_motors():
+    """The emulator against the library's own python-can transport, without any code of ours."""
+    channel = f"moteus-{uuid.uuid4()}"
+    emulator = MoteusEmulator(JOINTS, np.array([TWO_PI, 0.0]), np.zeros(2))
+    motors = can.Bus(interface="virtual", channel=channel)
+
+    async def drive() -> list:
+        device = moteus.PythonCanDevice(interface="virtual", channel=channel)
+        with moteus.Transport(device) as transport:
+            controller = moteus.Controller(id=1, transport=transport)
+            stopped = await controller.set_stop(query=True)
+            moving = await controller.set_position(
+                position=1.5, velocity=0.0, kp_scale=0.5, kd_scale=0.5, maximum_torque=20.0,
+                watchdog_timeout=5.0, query=True,
+            )
+            stream = moteus.Stream(controller, use_flow_control=False)
+            answer = await stream.command(
+                b"conf get servo.pid_position.kp", allow_any_response=True
+            )
+            return [stopped, moving, answer]
+
+    with emulator.serve(motors):
+        stopped, moving, answer = asyncio.run(asyncio.wait_for(drive(), 10.0))
+    motors.shutdown()
+    assert stopped.values[moteus.Register.MODE] == moteus.Mode.STOPPED
+    assert moving.values[moteus.Register.POSITION] == pytest.approx(1.0, abs=1e-3)
+    assert emulator.motors[0].mode == moteus.Mode.POSITION
+    assert emulator.step()[0] == pytest.approx(20.0)  # 600 * 0.5 * 0.5 turns, limited
+    assert float(answer) == 600.0
+
+
+def test_frames_are_as_long_as_planned(enabled):
+    sent = []
+    enabled.bus.send, answer = lambda m, timeout=None: sent.append(m), enabled.emulator.answer
+    enabled.drive.write(command(q=[0.4, -0.5], kp=[20.0, 20.0]))
+    assert [len(message.data) for message in sent] == [COMMAND_BYTES] * 2
+    assert [len(answer(message)[0].data) for message in sent] == [REPLY_BYTES] * 2
+    assert all(m.is_fd and m.bitrate_switch and m.is_extended_id for m in sent)
 
 
 @pytest.mark.parametrize(
@@ -255,11 +325,14 @@ def test_planned_frame_sizes_cover_the_real_ones():
         ({"watchdog_s": 0.0}, DriveFault.BAD_CONFIGURATION),
         ({"joints": (JOINTS[0], replace(JOINTS[1], motor_id=1))}, DriveFault.BAD_CONFIGURATION),
         ({"joints": (replace(JOINTS[0], kp_nm_turn=0.0),)}, DriveFault.BAD_CONFIGURATION),
+        ({"bit_rates": BitRates(1e6)}, DriveFault.BAD_CONFIGURATION),
+        ({"reply_deadline_s": 5e-4}, DriveFault.BAD_CONFIGURATION),
         ({"rate_hz": 5000.0}, DriveFault.BUS_OVER_BUDGET),
     ],
 )
 def test_contradictory_configurations_are_refused(change, fault):
-    refused(fault, lambda: MoteusDrive(None, replace(CONFIG, **change)))
+    emulator = MoteusEmulator(JOINTS)
+    refused(fault, lambda: MoteusDrive(InProcessBus(emulator), replace(CONFIG, **change)))
 
 
 @pytest.mark.parametrize("where", ["host", "drive"])

@@ -1,10 +1,10 @@
-"""The simulated arm behind a bus: one emulated MIT-mode motor per joint answers real frames.
+"""The simulated arm behind a bus: one emulated motor per joint answers real frames.
 
-Protocol, registers, status and watchdog are those of ``niaf_impedance.drives.mit_emulator``. The
-motor's own law, kp (p - q) + kd (v - dq) + t, runs once per control period on what the drive
-measures (encoder and observer of ``niaf_sim.drive``), and its result goes through the drive's
-current loop and torque limit into the physics. A hand that is on the bus takes the commanded
-position as its opening.
+Protocol, registers, status and watchdog are those of the emulator, of MIT-mode motors or of moteus
+controllers. The motor's own law, kp (p - q) + kd (v - dq) + t, runs once per control period on what
+the drive measures (encoder and observer of ``niaf_sim.drive``), and its result goes through the
+drive's current loop and torque limit into the physics. A hand that is on the bus takes the
+commanded position as its opening.
 
 No ROS and no clock: time advances by ``advance``, frames are taken when ``poll`` is called. The
 real-time node and lock-step tests drive the same object.
@@ -17,11 +17,8 @@ from typing import Protocol
 import can
 import numpy as np
 
-from niaf_impedance.drives import mit_frames as mit
 from niaf_impedance.drives.bus_drive import listen_to
-from niaf_impedance.drives.bus_loop import GripperMotor
-from niaf_impedance.drives.mit_can import MitJoint
-from niaf_impedance.drives.mit_emulator import MitEmulator, reply_message
+from niaf_impedance.drives.description import DriveDescription, make_emulator
 
 FloatArray = np.ndarray
 
@@ -51,21 +48,18 @@ class MotorBus:
     """
 
     def __init__(
-        self,
-        cell: ArmCell,
-        motors: tuple[MitJoint, ...],
-        damping_nms: FloatArray,
-        gripper: GripperMotor | None = None,
+        self, cell: ArmCell, description: DriveDescription, damping_nms: FloatArray
     ) -> None:
         """Bind one motor to every joint, the last one to the hand if there is a gripper.
 
         Args:
             cell: the arm.
-            motors: the arm's, in its joint order, then the gripper's.
+            description: its motors: the arm's, in its joint order, then the gripper's.
             damping_nms: damping at the joint after a motor's watchdog expired [n], Nms/rad.
-            gripper: how the last motor moves the hand.
         """
-        self._cell, self._gripper = cell, gripper
+        gripper = self._gripper = description.gripper
+        self._cell = cell
+        motors = description.drive.joints
         self._n = len(motors) - (gripper is not None)
         if len(damping_nms) != self._n:
             raise ValueError(
@@ -73,7 +67,7 @@ class MotorBus:
             )
         self._now_s = 0.0
         self.frames = 0
-        self.emulator = MitEmulator(motors, clock=lambda: self._now_s)
+        self.emulator = make_emulator(description, clock=lambda: self._now_s)
         for motor, damping in zip(self.emulator.motors, damping_nms, strict=False):
             motor.damping_nms = motor.joint.map.motor_gain(float(damping))
         self._buses: list[can.BusABC] = []
@@ -83,9 +77,7 @@ class MotorBus:
 
     def attach(self, bus: can.BusABC) -> None:
         """Answer on ``bus`` from now on."""
-        listen_to(
-            bus, {mit.PARAMETER_ID, *(motor.joint.motor_id for motor in self.emulator.motors)}
-        )
+        listen_to(bus, self.emulator.hears)
         self._buses.append(bus)
 
     def _measure(self) -> None:
@@ -104,11 +96,9 @@ class MotorBus:
                 message = bus.recv(0.0)
                 if message is None:
                     break
-                if message.is_error_frame:
-                    continue
-                replies = self.emulator.handle(message.arbitration_id, bytes(message.data))
-                for reply_id, data in replies:
-                    bus.send(reply_message(reply_id, data, message))
+                replies = self.emulator.answer(message)
+                for reply in replies:
+                    bus.send(reply)
                 self.frames += len(replies)
 
     def command(self) -> tuple[FloatArray | None, float | None]:
@@ -121,21 +111,20 @@ class MotorBus:
         self._measure()
         motors, n = self.emulator.motors, self._n
         torque = self.emulator.step()[:n]
-        if all(motor.status == mit.STATUS_DISABLED for motor in motors[:n]):
+        if all(motor.off for motor in motors[:n]):
             self.close_brakes()
         if self._braked:
             self._braked = not all(
-                motor.status != mit.STATUS_DISABLED and motor.commands > seen
+                not motor.off and motor.commands > seen
                 for motor, seen in zip(motors[:n], self._seen, strict=True)
             )
         if self._braked:
             return None, None
         width = None
-        if self._gripper is not None and motors[n].status == mit.STATUS_ENABLED:
-            command = motors[n].command
-            if command.kp > 0.0:
-                m = motors[n].joint.map
-                width = m.joint_position(command.position) * self._gripper.width_scale
+        if self._gripper is not None:
+            target_rad = motors[n].target_rad
+            if target_rad is not None:
+                width = motors[n].joint.map.joint_position(target_rad) * self._gripper.width_scale
         return torque, width
 
     def close_brakes(self) -> None:

@@ -4,8 +4,8 @@ A thread of its own runs the physics at 1 kHz against absolute deadlines: take t
 command, advance the cell one control period, publish the joint state. Everything else (services,
 parameters) is served by the main thread, and cameras render in another process.
 
-With ``arm_interface: mit_can`` the arm is reached through its motors instead: frames on a CAN bus
-take the place of effort commands and joint states (:mod:`niaf_sim.motor_bus`).
+With ``arm_interface`` mit_can or moteus the arm is reached through its motors instead: frames on a
+CAN bus take the place of effort commands and joint states (:mod:`niaf_sim.motor_bus`).
 
 All names are relative. After a reset (and at start) holding brakes keep the scene still until the
 first effort command arrives, as on an arm whose brakes open when its controller takes over.
@@ -33,6 +33,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
+from niaf_impedance.drives.description import PROTOCOLS, drives_of_arm
 from niaf_impedance.realtime import (
     avoid_shared_memory_stall,
     fine_timer_slack,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 ARM_JOINTS = tuple(f"panda_joint{k}" for k in range(1, 8))
 JOINT_NAMES = (*ARM_JOINTS, "panda_finger_joint1")
-EFFORT, MIT_CAN = "effort", "mit_can"
+EFFORT = "effort"
 MAIN_PRIORITY = 50
 LOOP_PRIORITY = 70
 RATE_WINDOW_S = 1.0
@@ -118,11 +119,11 @@ class SimNode(Node):
         arm_interface = str(self.get_parameter("arm_interface").value)
         if arm_interface == EFFORT:
             self._arm: _TopicArm | _MotorArm = _TopicArm(self, cell, newest)
-        elif arm_interface == MIT_CAN:
-            self._arm = _MotorArm(*self._motors())
+        elif arm_interface in PROTOCOLS:
+            self._arm = _MotorArm(*self._motors(arm_interface))
         else:
             raise ValueError(
-                f"arm_interface is {arm_interface!r}; use {EFFORT!r} or {MIT_CAN!r}"
+                f"arm_interface is {arm_interface!r}; use one of {[EFFORT, *PROTOCOLS]}"
             )
         self._task = TaskState()
         self._task.header.frame_id = self.frame_id
@@ -154,11 +155,14 @@ class SimNode(Node):
         )
         self.declare_parameter(
             "arm_interface", EFFORT,
-            fixed(description=f"how the arm is reached: {EFFORT} (topics) or {MIT_CAN} (frames)"),
+            fixed(
+                description=f"how the arm is reached: {EFFORT} (topics), or by frames of its "
+                f"motors on a bus ({', '.join(PROTOCOLS)})"
+            ),
         )
         self.declare_parameter(
             "drive_config", "",
-            fixed(description=f"drive description (YAML) for {MIT_CAN}; empty: the shipped one"),
+            fixed(description="drive description (YAML) of those motors; empty: the shipped one"),
         )
         self.declare_parameter(
             "viewer", False, fixed(description="open MuJoCo's viewer (needs a screen)")
@@ -172,26 +176,20 @@ class SimNode(Node):
         )
 
     # -- motors on a bus -----------------------------------------------------------------------
-    def _motors(self) -> tuple[MotorBus, float]:
+    def _motors(self, protocol: str) -> tuple[MotorBus, float]:
         """Emulated motors on the bus of the drive description, and the period of their clock."""
-        from niaf_impedance.drives.description import load_drive_description
-        from niaf_impedance.robot_config import default_robot_config_path
         from niaf_sim.motor_bus import MotorBus
 
-        chosen = str(self.get_parameter("drive_config").value)
-        description = load_drive_description(
-            chosen or default_robot_config_path("panda_mit_can"), ARM_JOINTS
+        description = drives_of_arm(
+            protocol, str(self.get_parameter("drive_config").value), ARM_JOINTS
         )
         motors = MotorBus(
-            self.cell,
-            description.drive.joints,
-            np.array(self.cell.drives.config.watchdog_damping_nms),
-            description.gripper,
+            self.cell, description, np.array(self.cell.drives.config.watchdog_damping_nms)
         )
         self._bus = description.open_bus()
         motors.attach(self._bus)
         self.get_logger().info(
-            f"{len(description.drive.joints)} motors answer on {description.bus}"
+            f"{len(description.drive.joints)} {protocol} motors answer on {description.bus}"
         )
         return motors, self.cell.config.control_period_s
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 import can
 import numpy as np
 
-from niaf_impedance import ControllerConfig, ImpedanceController, default_robot_config_path
+from niaf_impedance import ControllerConfig, ImpedanceController
 from niaf_impedance.drives.bus_loop import BusLoop
-from niaf_impedance.drives.description import load_drive_description
-from niaf_impedance.drives.mit_can import MitCanDrive
+from niaf_impedance.drives.description import MIT_CAN, drives_of_arm, make_drive
 from niaf_sim.cell import Cell
 from niaf_sim.motor_bus import MotorBus
 
@@ -55,13 +54,14 @@ class PumpedBus(can.BusABC):
 class LockStep:
     """Simulated Panda whose motors are driven by frames."""
 
-    def __init__(self, arm, cell: Cell, prior=None, loop_changes=None, **can_changes) -> None:
+    def __init__(
+        self, arm, cell: Cell, prior=None, loop_changes=None, protocol: str = MIT_CAN,
+        **drive_changes,
+    ) -> None:
         self.arm, self.cell = arm, cell
         cell.reset(0, "pick up the red cube")
         self.now_s = 0.0
-        description = load_drive_description(
-            default_robot_config_path("panda_mit_can"), arm.joint_names
-        )
+        description = drives_of_arm(protocol, "", arm.joint_names)
         self.description = description
         channel = f"motors-{uuid.uuid4()}"
         # Both sides hear themselves, as on a multicast bus.
@@ -69,12 +69,12 @@ class LockStep:
         self.motor_side = can.Bus(**options)
         self.host_side = PumpedBus(can.Bus(**options), self.pump)
         self.motors = MotorBus(
-            cell, description.drive.joints,
-            np.array(cell.drives.config.watchdog_damping_nms), description.gripper,
+            cell, description, np.array(cell.drives.config.watchdog_damping_nms)
         )
         self.motors.attach(self.motor_side)
-        self.drive = MitCanDrive(
-            self.host_side, replace(description.drive, **can_changes), lambda: self.now_s
+        self.drive = make_drive(
+            replace(description, drive=replace(description.drive, **drive_changes)),
+            self.host_side, lambda: self.now_s,
         )
         self.controller = ImpedanceController(ControllerConfig(), arm, prior)
         damp = np.array([joint.damp_nms_rad for joint in arm.config.joints])

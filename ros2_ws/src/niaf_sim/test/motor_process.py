@@ -24,10 +24,7 @@ def main() -> None:
     cell = Cell()
     cell.step(cell.torque_nm.copy())  # compiles before time counts
     cell.reset(0, "pick up the red cube")
-    motors = MotorBus(
-        cell, description.drive.joints, np.array(cell.drives.config.watchdog_damping_nms),
-        description.gripper,
-    )
+    motors = MotorBus(cell, description, np.array(cell.drives.config.watchdog_damping_nms))
     bus = description.open_bus()
     motors.attach(bus)
     request_fifo(70)

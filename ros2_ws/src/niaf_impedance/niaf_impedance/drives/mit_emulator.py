@@ -1,11 +1,5 @@
 """Emulated MIT-mode motors that answer real frames, for tests and for an arm in simulation.
 
-``MitEmulator`` is attached to arrays that the owner of a plant shares: it reads joint positions and
-velocities, and ``step`` writes the torque that the motors apply. It answers frames
-
-* over any python-can bus from a thread of its own (``serve``), or
-* in the caller's thread through an ``InProcessBus``: deterministic, for lock-step simulation.
-
 Motor law: ``torque = kp (p_ref - p) + kd (v_ref - v) + t_ff`` with the values *as decoded from the
 frame*, limited to TMAX. A motor whose watchdog (register 9) expires goes to status D and damps or
 lets go; only command and enable frames feed the watchdog.
@@ -14,17 +8,13 @@ lets go; only command and enable frames feed the watchdog.
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import can
-import numpy as np
 
 from niaf_impedance.drives import mit_frames as mit
-from niaf_impedance.drives.emulation import serving
+from niaf_impedance.drives.emulation import Emulator
 from niaf_impedance.drives.interface import Floats
 from niaf_impedance.drives.mit_can import MitJoint
 
@@ -75,6 +65,18 @@ class EmulatedMotor:
         self.frames = 0
         self.commands = 0
         self._fed_s = math.nan
+
+    @property
+    def off(self) -> bool:
+        """Switched off: no torque, no fault."""
+        return self.status == mit.STATUS_DISABLED
+
+    @property
+    def target_rad(self) -> float | None:
+        """Position that stiffness pulls to; None without."""
+        if self.status == mit.STATUS_ENABLED and self.command.kp > 0.0:
+            return self.command.position + self.zero_rad
+        return None
 
     def inject_status(self, status: int) -> None:
         """Put the motor into a status (a fault nibble stops its torque until cleared)."""
@@ -161,14 +163,8 @@ class EmulatedMotor:
         )
 
 
-class MitEmulator:
-    """Emulated motors of an arm, attached to a plant through shared arrays.
-
-    Attributes:
-        motors: the emulated motors, in joint order.
-        q, dq: joint positions and velocities [n], read; rad, rad/s.
-        tau: joint torque that the motors apply [n], written by ``step``; Nm.
-    """
+class MitEmulator(Emulator[EmulatedMotor]):
+    """Emulated MIT-mode motors of an arm; see ``Emulator``."""
 
     def __init__(
         self,
@@ -180,92 +176,33 @@ class MitEmulator:
         damping_nms: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        n = len(joints)
-        self.motors = [EmulatedMotor(j, watchdog_s, damping_nms) for j in joints]
-        self.q = np.zeros(n) if q is None else q
-        self.dq = np.zeros(n) if dq is None else dq
-        self.tau = np.zeros(n) if tau is None else tau
-        self._clock = clock
-        self._lock = threading.Lock()
+        motors = [EmulatedMotor(j, watchdog_s, damping_nms) for j in joints]
+        hears = {mit.PARAMETER_ID, *(j.motor_id for j in joints)}
+        super().__init__(motors, hears, q, dq, tau, clock)
 
-    def handle(self, arbitration_id: int, data: bytes) -> list[tuple[int, bytes]]:
-        """Replies (id, data) to one frame."""
-        now_s = self._clock()
-        replies = []
-        addressed = arbitration_id
+    def _addressed(self, arbitration_id: int, data: bytes) -> int:
         if arbitration_id == mit.PARAMETER_ID and len(data) >= 2:
-            addressed = data[0] | data[1] << 8
-        with self._lock:
-            for i, motor in enumerate(self.motors):
-                if motor.joint.motor_id != addressed:
-                    continue
-                m = motor.joint.map
-                p = m.motor_position(float(self.q[i]))
-                v = m.motor_velocity(float(self.dq[i]))
-                motor.torque(now_s, p, v)  # its own fast loop ran since the last frame: watchdog
-                reply = motor.receive(arbitration_id, data, now_s, p, v)
-                if reply is not None:
-                    replies.append((motor.joint.reply_id, reply))
-        return replies
+            return data[0] | data[1] << 8
+        return arbitration_id
 
-    def step(self) -> Floats:
-        """Run every motor's loop once at the plant's present state; returns ``tau`` [n], Nm."""
-        now_s = self._clock()
-        with self._lock:
-            for i, motor in enumerate(self.motors):
-                m = motor.joint.map
-                p = m.motor_position(float(self.q[i]))
-                v = m.motor_velocity(float(self.dq[i]))
-                self.tau[i] = m.joint_torque(motor.torque(now_s, p, v))
-        return self.tau
+    def _answer(
+        self,
+        motor: EmulatedMotor,
+        arbitration_id: int,
+        data: bytes,
+        now_s: float,
+        p: float,
+        v: float,
+    ) -> tuple[int, bytes] | None:
+        reply = motor.receive(arbitration_id, data, now_s, p, v)
+        return None if reply is None else (motor.joint.reply_id, reply)
 
-    @contextmanager
-    def serve(self, bus: can.BusABC) -> Iterator[MitEmulator]:
-        """Answer frames of ``bus`` from a thread while the context is open."""
-        with serving(bus, self.handle, reply_message):
-            yield self
-
-
-class InProcessBus(can.BusABC):
-    """A python-can bus whose other end is an emulator in the same thread.
-
-    ``recv`` never waits: what has not been answered when it is called never will be, exactly as a
-    deadline that has passed.
-    """
-
-    def __init__(self, emulator: MitEmulator) -> None:
-        super().__init__(channel="in-process")
-        self.channel_info = "in-process bus of emulated motors"
-        self._emulator = emulator
-        self._queue: deque[can.Message] = deque()
-        self._connected = True
-
-    def send(self, msg: can.Message, timeout: float | None = None) -> None:
-        """Deliver a frame to the emulator and queue its replies."""
-        if not self._connected:
-            raise can.CanOperationError("the in-process bus is disconnected")
-        for reply_id, data in self._emulator.handle(msg.arbitration_id, bytes(msg.data)):
-            self._queue.append(reply_message(reply_id, data, msg))
-
-    def recv(self, timeout: float | None = None) -> can.Message | None:
-        """Next reply, or None at once."""
-        return self._queue.popleft() if self._queue else None
-
-    def inject(self, message: can.Message) -> None:
-        """Queue a frame that no motor sent: noise, an error frame, a stray reply."""
-        self._queue.append(message)
-
-    def disconnect(self) -> None:
-        """Make every later ``send`` fail."""
-        self._connected = False
-
-
-def reply_message(reply_id: int, data: bytes, request: can.Message) -> can.Message:
-    """Frame of a reply, of the request's kind (classic or FD)."""
-    return can.Message(
-        arbitration_id=reply_id,
-        data=data,
-        is_extended_id=False,
-        is_fd=request.is_fd,
-        bitrate_switch=request.bitrate_switch,
-    )
+    def reply_message(self, reply_id: int, data: bytes, request: can.Message) -> can.Message:
+        """Frame of a reply, of the request's kind (classic or FD)."""
+        return can.Message(
+            arbitration_id=reply_id,
+            data=data,
+            is_extended_id=False,
+            is_fd=request.is_fd,
+            bitrate_switch=request.bitrate_switch,
+        )

@@ -1,9 +1,13 @@
-"""moteus motors of one arm, through the moteus library.
+"""moteus motors of one arm on a CAN FD bus, through the moteus library.
 
-The library builds and parses the register frames and owns the transport; this module converts
-units (turns to rad), keeps the deadline, decodes faults and compares the gains stored in the motors
-with the host's table. Every command carries its own watchdog time and a query, so a ``write`` is
-one frame out and one back per motor; all frames are sent before any reply is awaited.
+The library builds and parses the register frames; sending, collecting and deadlines are those of
+every drive here (``bus_drive``), which works on any python-can bus. This module converts units
+(turns to rad), decodes faults and compares the gains stored in the motors with the host's table.
+Every command carries its own watchdog time and a query, so a period is one frame out and one back
+per motor.
+
+The library's own transport is not used: it awaits the answers to a batch in an event loop, which
+takes twice the processor time, cannot tell a late answer from the next one, and hides bus-off.
 
 Position mode of moteus is ``kp kp_scale (p_ref - p) + kd kd_scale (v_ref - v) + tau_ff`` in turns,
 with two properties that the MIT-mode law does not have:
@@ -17,47 +21,40 @@ Integral gain is switched off (``ilimit_scale = 0``), and so are trajectory limi
 
 from __future__ import annotations
 
-import asyncio
 import math
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import can
 import moteus
 import numpy as np
 
-from niaf_impedance.drives.back_end import (
-    Finding,
-    all_or_none,
-    checked_bus_load,
-    mark_missing,
-    not_confirmed,
-    raise_findings,
-    refusal,
-)
-from niaf_impedance.drives.bus_load import BitRates, BusLoad
+from niaf_impedance.drives.back_end import Finding, checked_bus_load, raise_findings
+from niaf_impedance.drives.bus_drive import BusDrive, listen_to
+from niaf_impedance.drives.bus_load import BitRates, BusLoad, fd_length
 from niaf_impedance.drives.interface import (
     DRIVE_FAULT_TEXT,
-    NOTHING_CLIPPED,
     Drive,
     DriveCapabilities,
-    DriveCommand,
     DriveError,
     DriveFault,
-    DriveState,
     Saturation,
-    WriteReport,
-    check_command,
 )
 from niaf_impedance.drives.joint_map import JointMap
 
 TWO_PI = 2.0 * math.pi
 COMMAND_BYTES = 64
 REPLY_BYTES = 24
+REPLY_WANTED = 0x8000  # bit of the id of a frame that asks for an answer
+PADDING = b"\x50"  # "no operation": what fills a frame up to a length that CAN FD has
 _SAFE_TIMEOUT_MODES = (0, 12, 15)  # stopped, zero velocity, brake
 _READY_MODES = (2, 3, 4, 10)  # 2 to 4: getting ready to operate
 _FIRST_LIMITING_CODE = 96  # these say what limits the output; they are not faults
+_MOST_POLLS = 100  # of a motor's console for one answer
+_POLL_PAUSE_S = 0.002
 
 FAULT_CODES: dict[int, DriveFault] = {
     32: DriveFault.NOT_CALIBRATED,
@@ -78,6 +75,15 @@ FAULT_CODES: dict[int, DriveFault] = {
     47: DriveFault.PARAMETER,
     48: DriveFault.PARAMETER,
 }
+
+
+_STORED = ("servo.pid_position.kp", "servo.pid_position.kd", "servo.timeout_mode")
+#: what comes of taking apart bytes that are no answer to a query
+_NOT_AN_ANSWER = (KeyError, ValueError, IndexError, RuntimeError, struct.error)
+
+
+class _NoAnswer(Exception):
+    """A motor's console did not answer; says how."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,9 @@ class MoteusConfig:
         watchdog_s: validity of every command: the motor stops following after this long.
         bit_rates: bit rates of the bus.
         max_bus_load: refused above this worst-case load, 1 = full.
-        reply_deadline_s: how long a cycle waits for replies.
+        reply_deadline_s: how long after the last command ``read`` waits for answers.
         register_deadline_s: how long a stored value may take to come at start-up.
+        register_attempts: tries per stored value.
     """
 
     joints: tuple[MoteusJoint, ...]
@@ -121,50 +128,38 @@ class MoteusConfig:
     bit_rates: BitRates = BitRates(1_000_000.0, 5_000_000.0)
     max_bus_load: float = 0.9
     reply_deadline_s: float = 0.002
-    register_deadline_s: float = 1.0
+    register_deadline_s: float = 0.3
+    register_attempts: int = 3
 
 
-@dataclass(frozen=True)
-class MoteusStatistics:
-    """Counters per motor [n], updated in place.
+class MoteusDrive(BusDrive):
+    """``Drive`` for moteus controllers. Not thread-safe: one loop owns it.
 
-    ``limiting``: code of what limits the motor's output at present (96 to 103), 0 if nothing.
+    Attributes:
+        limiting: code of what limits each motor's output at present (96 to 103), 0 if nothing [n].
     """
-
-    sent: np.ndarray
-    replies: np.ndarray
-    missing: np.ndarray
-    saturated: np.ndarray
-    limiting: np.ndarray
-
-
-class MoteusDrive:
-    """``Drive`` for moteus controllers. Not thread-safe: one loop owns it, and its event loop."""
 
     def __init__(
         self,
-        transport: Any,
+        bus: can.BusABC,
         config: MoteusConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Check the configuration and the bus load.
-
-        Args:
-            transport: a ``moteus.Transport`` (e.g. over ``moteus.PythonCanDevice``).
-            config: motors and limits.
-            clock: seconds, monotonic; stamps are taken from it.
+        """Check the configuration and the bus load; touches the bus only for its filters.
 
         Raises:
             DriveError: BAD_CONFIGURATION or BUS_OVER_BUDGET.
         """
+        super().__init__(
+            bus,
+            [j.name for j in config.joints],
+            _check_config(config),
+            clock,
+            reply_deadline_s=config.reply_deadline_s,
+            patience_s=config.register_deadline_s,
+        )
         self.config = config
-        self._load = _check_config(config)
-        self._transport = transport
-        self._clock = clock
-        self._loop = asyncio.new_event_loop()
         joints = config.joints
-        self._n = len(joints)
-        self._names = tuple(j.name for j in joints)
         self._maps = [j.map for j in joints]
         query = moteus.QueryResolution()
         query.mode = query.fault = moteus.INT8
@@ -172,15 +167,17 @@ class MoteusDrive:
         query.temperature = moteus.INT8
         query.voltage = moteus.IGNORE
         self._controllers = [
-            moteus.Controller(id=j.motor_id, query_resolution=query, transport=transport)
+            moteus.Controller(id=j.motor_id, query_resolution=query)  # only makes frames
             for j in joints
         ]
-        self._state = DriveState.unknown(self._n)
-        self._fresh = False  # a write has filled the state and read() has not handed it out
-        self._enabled = False
+        self._by_reply = {j.motor_id << 8: i for i, j in enumerate(joints)}
+        # A bus that hears itself (multicast) hands the commands back.
+        self._own_ids = command_ids(joints)
         self._checked = False
-        self._late_possible = False
-        self.statistics = MoteusStatistics(*np.zeros((5, self._n), dtype=np.int64))
+        self.limiting = np.zeros(self._n, dtype=np.int64)
+        listen_to(bus, self._by_reply)
+
+    # ---- contract -----------------------------------------------------------------------------
 
     @property
     def capabilities(self) -> DriveCapabilities:
@@ -206,31 +203,6 @@ class MoteusDrive:
         """Validity of every command, seconds."""
         return self.config.watchdog_s
 
-    @property
-    def load(self) -> BusLoad:
-        """Worst-case bus load at the configured rate."""
-        return self._load
-
-    @property
-    def enabled(self) -> bool:
-        """True between ``enable`` and ``disable``."""
-        return self._enabled
-
-    def __enter__(self) -> MoteusDrive:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            if self._enabled:
-                self.disable()
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Close the transport and the event loop."""
-        self._transport.close()
-        self._loop.close()
-
     def self_check(self) -> None:
         """Compare what is stored in the motors with the host's table.
 
@@ -238,20 +210,16 @@ class MoteusDrive:
             DriveError: with a line per finding: joint, id, value, expected, remedy.
         """
         findings: list[Finding] = []
-        for joint, controller in zip(self.config.joints, self._controllers, strict=True):
+        for i, joint in enumerate(self.config.joints):
             who = f"- {joint.name} (id {joint.motor_id})"
             try:
-                stored = self._loop.run_until_complete(
-                    asyncio.wait_for(_stored(controller), self.config.register_deadline_s)
-                )
-            except (asyncio.TimeoutError, ValueError) as error:
-                reason = "did not answer" if not str(error) else f"answered {error}"
+                stored = {name: self._stored(i, name) for name in _STORED}
+            except _NoAnswer as error:
                 findings.append(
                     (
                         DriveFault.NO_MOTOR,
                         joint.name,
-                        f"{who}: {reason} within {self.config.register_deadline_s:g} s; "
-                        + DRIVE_FAULT_TEXT[DriveFault.NO_MOTOR].cure,
+                        f"{who}: {error}; " + DRIVE_FAULT_TEXT[DriveFault.NO_MOTOR].cure,
                     )
                 )
                 continue
@@ -282,85 +250,51 @@ class MoteusDrive:
         raise_findings(findings)
         self._checked = True
 
-    def enable(self) -> DriveState:
-        """Self-check once, then position mode with zero gains and torque; all or none."""
+    # ---- frames -------------------------------------------------------------------------------
+
+    def _message(self, command: Any) -> can.Message:
+        """Frame of one of the library's commands."""
+        wanted = REPLY_WANTED if command.reply_required else 0
+        data = command.data
+        return can.Message(
+            arbitration_id=command.destination | wanted,
+            data=data.ljust(fd_length(len(data)), PADDING),
+            is_extended_id=bool(wanted),
+            is_fd=True,
+            bitrate_switch=True,
+        )
+
+    def _ensure_checked(self) -> None:
         if not self._checked:
             self.self_check()
-        self._fresh = False
-        state = self.read()
-        if not state.ok:
-            raise refusal("before enabling", state, self._names)
-        self._enabled = True
-        with all_or_none(self.disable):
-            idle = DriveCommand.zeros(self._n)
-            idle.q[:] = state.q
-            self.write(idle)
-            self.write(idle)  # the reply to the first may still show the mode before it
-            if not self._state.ok:
-                raise refusal("after the first command", self._state, self._names)
-        return self._state
 
-    def disable(self) -> None:
-        """Send stop until every motor confirms mode 0, at most five rounds.
+    def _state_requests(self) -> list[can.Message]:
+        return [self._message(c.make_query()) for c in self._controllers]
 
-        Raises:
-            DriveError: DISABLE_NOT_CONFIRMED naming the motors that did not.
-        """
-        self._enabled = False
-        off = [False] * self._n
-        for _ in range(5):
-            replies = self._cycle([c.make_stop(query=True) for c in self._controllers])
-            for i, reply in enumerate(replies):
-                if reply is not None and int(reply[moteus.Register.MODE]) == moteus.Mode.STOPPED:
-                    off[i] = True
-            if all(off):
-                return
-        raise not_confirmed(self._names, off, "the stop")
+    def _off_frame(self, i: int) -> can.Message:
+        return self._message(self._controllers[i].make_stop(query=True))
 
-    def clear_faults(self) -> None:
-        """Send stop, which clears latched faults and the timeout state.
+    def _clear_frame(self, i: int) -> can.Message:
+        return self._off_frame(i)  # a stop clears latched faults and the timeout state
 
-        Raises:
-            DriveError: BAD_CONFIGURATION while enabled.
-        """
-        if self._enabled:
-            raise DriveError(
-                DriveFault.BAD_CONFIGURATION, "clear_faults() while enabled; disable() first"
-            )
-        self._cycle([c.make_stop(query=True) for c in self._controllers])
+    def _switch_on(self) -> None:
+        """The first command does; the answer to it may still show the mode before it."""
+        self._write_idle()
+        self._read(self._patience_s)
 
-    def read(self) -> DriveState:
-        """State that came back with the last ``write``, or a query if there was none since.
-
-        Returns:
-            The drive's own state, filled in place. A motor that did not answer keeps its old values
-            *and its old stamp*, has fault MISSING_REPLY and a ``missing`` count.
-        """
-        if not self._fresh:
-            self._cycle([c.make_query() for c in self._controllers])
-        self._fresh = False
-        return self._state
-
-    def write(self, command: DriveCommand) -> WriteReport:
-        """Send one frame to every motor and take the replies that come before the deadline.
-
-        Raises:
-            DriveError: COMMAND_INVALID (nothing was sent), NOT_ENABLED or BUS_ERROR.
-        """
-        if not self._enabled:
-            raise DriveError(
-                DriveFault.NOT_ENABLED, "write() to disabled motors; call enable() first"
-            )
-        tau, q, dq = command.tau_ff.tolist(), command.q.tolist(), command.dq.tolist()
-        kp, kd = command.kp.tolist(), command.kd.tolist()
-        check_command(tau, q, dq, kp, kd, self._names)
-        clipped: list[Saturation] = []
-        frames = [
-            self._frame(i, tau[i], q[i], dq[i], kp[i], kd[i], clipped) for i in range(self._n)
+    def _commands(
+        self,
+        tau: list[float],
+        q: list[float],
+        dq: list[float],
+        kp: list[float],
+        kd: list[float],
+        clipped: list[Saturation],
+    ) -> list[can.Message]:
+        return [
+            self._message(self._frame(i, tau[i], q[i], dq[i], kp[i], kd[i], clipped))
+            for i in range(self._n)
         ]
-        self._cycle(frames)
-        self._fresh = True
-        return WriteReport(tuple(clipped)) if clipped else NOTHING_CLIPPED
 
     def _frame(
         self,
@@ -395,7 +329,6 @@ class MoteusDrive:
             clipped.append(Saturation(joint.name, "torque", tau, m.joint_torque(torque), limit))
         if len(clipped) > before:
             self.statistics.saturated[i] += 1
-        self.statistics.sent[i] += 1
         no_gains = kp_scale == 0.0
         return self._controllers[i].make_position(
             # NaN means "where you are": without gains no reference is left behind in the motor.
@@ -412,62 +345,87 @@ class MoteusDrive:
             query=True,
         )
 
-    def _cycle(self, commands: list[Any]) -> list[dict[int, Any] | None]:
-        """Send every command, await replies until the deadline, fill the state."""
-        sent_at = self._clock()
+    def _take(self, message: can.Message) -> tuple[int, bool] | None:
+        i = self._by_reply.get(message.arbitration_id)
+        if i is None:
+            if message.arbitration_id not in self._own_ids:
+                self.statistics.bus[0] += 1
+            return None
         try:
-            replies = self._loop.run_until_complete(self._exchange(commands))
-        except Exception as error:
-            # The transport's own errors differ by interface; none may pass unnamed.
-            raise DriveError(
-                DriveFault.BUS_ERROR,
-                f"the transport failed: {type(error).__name__}: {error}; "
-                + DRIVE_FAULT_TEXT[DriveFault.BUS_ERROR].cure,
-            ) from error
-        for i, reply in enumerate(replies):
-            self._take(i, reply, sent_at)
-        return replies
-
-    async def _exchange(self, commands: list[Any]) -> list[dict[int, Any] | None]:
-        if self._late_possible:
-            # A late reply must not be taken for this cycle's: a few turns of the event loop hand
-            # what has arrived meanwhile to nobody.
-            for _ in range(5):
-                await asyncio.sleep(0)
-        tasks = [asyncio.ensure_future(self._transport.cycle([command])) for command in commands]
-        done, pending = await asyncio.wait(tasks, timeout=self.config.reply_deadline_s)
-        self._late_possible = bool(pending)
-        for task in pending:
-            task.cancel()
-        if pending:
-            await asyncio.gather(*pending, return_exceptions=True)
-        values: list[dict[int, Any] | None] = []
-        for task in tasks:
-            result = task.result() if task in done else []
-            values.append(result[0].values if result else None)
-        return values
-
-    def _take(self, i: int, values: dict[int, Any] | None, sent_at: float) -> None:
+            values = moteus.parse_registers(bytes(message.data)).response
+            position = values[moteus.Register.POSITION] * TWO_PI
+            velocity = values[moteus.Register.VELOCITY] * TWO_PI
+            torque = values[moteus.Register.TORQUE]
+            mode, code = values[moteus.Register.MODE], values[moteus.Register.FAULT]
+        except _NOT_AN_ANSWER:
+            self.statistics.bus[2] += 1
+            return None
         state, m = self._state, self._maps[i]
-        if values is None:
-            mark_missing(state, self.statistics.missing, i)
-            return
-        self.statistics.replies[i] += 1
-        state.missing[i] = 0
-        position = values[moteus.Register.POSITION] * TWO_PI
-        velocity = values[moteus.Register.VELOCITY] * TWO_PI
-        torque = values[moteus.Register.TORQUE]
+        off = mode == moteus.Mode.STOPPED
         if not math.isfinite(position + velocity + torque):
             state.fault[i] = DriveFault.STATE_NOT_FINITE  # old values and stamp stay
-            return
+            return i, off
         state.q[i] = m.joint_position(position)
         state.dq[i] = m.joint_velocity(velocity)
         state.tau[i] = m.joint_torque(torque)
         state.temperature_c[i] = values.get(moteus.Register.TEMPERATURE, math.nan)
-        state.stamp[i] = sent_at
-        mode, code = int(values[moteus.Register.MODE]), int(values[moteus.Register.FAULT])
-        self.statistics.limiting[i] = code if code >= _FIRST_LIMITING_CODE else 0
+        state.stamp[i] = self._sent_at
+        self.limiting[i] = code if code >= _FIRST_LIMITING_CODE else 0
         state.fault[i] = decode_fault(mode, code, self._enabled)
+        return i, off
+
+    # ---- what is stored in a motor ------------------------------------------------------------
+
+    def _stored(self, i: int, name: str) -> float:
+        """A configuration value, over the motor's console; only while nothing else is awaited.
+
+        Raises:
+            _NoAnswer: why there is none.
+        """
+        problem = ""
+        for _ in range(self.config.register_attempts):
+            try:
+                answer = self._console(i, f"conf get {name}\n".encode())
+            except _NoAnswer as error:
+                problem = str(error)
+                continue
+            try:
+                return float(answer)
+            except ValueError:  # of an earlier question, or cut off by a lost frame
+                problem = f"answered {answer!r} to 'conf get {name}'"
+        raise _NoAnswer(problem)
+
+    def _console(self, i: int, line: bytes) -> str:
+        end = self._clock() + self.config.register_deadline_s
+        while self._poll(i, end):  # what an earlier question left
+            pass
+        self._send(self._message(self._controllers[i].make_diagnostic_write(line)))
+        text = b""
+        for _ in range(_MOST_POLLS):
+            chunk = self._poll(i, end)
+            text += chunk
+            if b"\n" in text:
+                return text.split(b"\n", 1)[0].decode("latin1").strip()
+            if not chunk:
+                self._receive(_POLL_PAUSE_S)  # it is still thinking
+        raise _NoAnswer(f"did not answer {line.decode().strip()!r} in {_MOST_POLLS} polls")
+
+    def _poll(self, i: int, end_s: float) -> bytes:
+        """What the motor's console has to say now; may be nothing."""
+        command = self._controllers[i].make_diagnostic_read()
+        self._send(self._message(command))
+        while (left := end_s - self._clock()) > 0.0:
+            message = self._receive(left)
+            if message is None:
+                break
+            if self._by_reply.get(message.arbitration_id) == i and not message.is_error_frame:
+                data = command.parse(message).data
+                if data is not None:  # None: not of the console
+                    return bytes(data)
+        raise _NoAnswer(
+            f"did not answer on {self._bus.channel_info} within "
+            f"{self.config.register_deadline_s:g} s in {self.config.register_attempts} tries"
+        )
 
 
 _CONTRACT: type[Drive] = MoteusDrive  # checked by mypy
@@ -484,17 +442,6 @@ def decode_fault(mode: int, code: int, enabled: bool) -> DriveFault:
     if mode in _READY_MODES:
         return DriveFault.NONE
     return DriveFault.WRONG_MODE
-
-
-async def _stored(controller: Any) -> dict[str, float]:
-    """Configuration values of one motor, over its diagnostic channel."""
-    stream = moteus.Stream(controller, use_flow_control=False)
-    await stream.flush_read(0.03)
-    values = {}
-    for name in ("servo.pid_position.kp", "servo.pid_position.kd", "servo.timeout_mode"):
-        answer = await stream.command(f"conf get {name}".encode(), allow_any_response=True)
-        values[name] = float(answer)
-    return values
 
 
 def _check_config(config: MoteusConfig) -> BusLoad:
@@ -518,13 +465,15 @@ def _check_config(config: MoteusConfig) -> BusLoad:
             value = getattr(joint, field)
             if not 0.0 < value < math.inf:
                 raise bad(f"{joint.name}: {field} {value} must be finite and > 0", joint.name)
+    if not config.bit_rates.is_fd:
+        raise bad("moteus speaks CAN FD only; give the bus a data bit rate (commonly 5 Mbit/s)")
     low_s = 3.0 / config.rate_hz
     if not low_s <= config.watchdog_s <= 1.0:  # false for NaN, which moteus takes as "no watchdog"
         raise bad(
             f"watchdog_s {config.watchdog_s} must be between three periods ({low_s:g} s) and 1 s; "
             "NaN would switch the watchdog off and 0 take the motor's default"
         )
-    return checked_bus_load(
+    load = checked_bus_load(
         len(config.joints),
         config.rate_hz,
         config.bit_rates,
@@ -533,3 +482,14 @@ def _check_config(config: MoteusConfig) -> BusLoad:
         reply_bytes=REPLY_BYTES,
         extended=True,
     )
+    if not config.reply_deadline_s >= load.exchange_s:
+        raise bad(
+            f"reply_deadline_s {config.reply_deadline_s:g} is shorter than the frames of one "
+            f"period are on the wire ({load.exchange_s * 1e3:.2f} ms): answers would be missed"
+        )
+    return load
+
+
+def command_ids(joints: Sequence[MoteusJoint]) -> set[int]:
+    """Ids of the frames that the host sends to these motors."""
+    return {j.motor_id | wanted for j in joints for wanted in (0, REPLY_WANTED)}

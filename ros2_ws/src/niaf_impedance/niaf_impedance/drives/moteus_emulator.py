@@ -1,4 +1,4 @@
-"""Emulated moteus controllers that answer real register frames, for tests.
+"""Emulated moteus controllers that answer real register frames, for tests and for a simulated arm.
 
 Frames are taken apart with the library's own ``multiplex.parse_frame``. Emulated: modes stopped,
 fault, position and timeout; the position-mode law with scales, torque limit and per-command
@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import io
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import can
-import numpy as np
 from moteus import Mode, Register
 from moteus import multiplex as mp
 
 from niaf_impedance.drives.bus_load import fd_length
-from niaf_impedance.drives.emulation import serving
+from niaf_impedance.drives.emulation import Emulator
 from niaf_impedance.drives.interface import Floats
-from niaf_impedance.drives.moteus_drive import TWO_PI, MoteusJoint
+from niaf_impedance.drives.moteus_drive import (
+    PADDING,
+    REPLY_WANTED,
+    TWO_PI,
+    MoteusJoint,
+    command_ids,
+)
 
 _SCALES = {  # int8, int16, int32 units of the registers that are read as other than float32
     Register.POSITION: (0.01, 0.0001, 0.00001),
@@ -38,8 +41,14 @@ class EmulatedMoteus:
     Attributes:
         mode, fault: registers 0 and 15.
         stored: values that ``conf get`` answers.
-        silent: hears, but answers nothing.
+        silent: answers nothing (a dead or unplugged motor); its watchdog runs on.
+        drop_replies: number of replies still to be swallowed.
         registers: values written last, by register.
+        damping_nms: damping after the watchdog expired, Nms/rad at the motor (the zero-velocity
+            mode of ``servo.timeout_mode``, which damps with the stored kd).
+        measured_nm: torque that replies report; None: what the law asks for. For a plant with a
+            current loop of its own.
+        commands: command frames followed.
     """
 
     def __init__(self, joint: MoteusJoint) -> None:
@@ -47,24 +56,43 @@ class EmulatedMoteus:
         self.mode = int(Mode.STOPPED)
         self.fault = 0
         self.silent = False
+        self.drop_replies = 0
         self.registers: dict[int, float] = {}
         self.torque_nm = 0.0
+        self.measured_nm: float | None = None
+        self.damping_nms = joint.kd_nm_s_turn / TWO_PI
+        self.commands = 0
         self.temperature_c = 32.0
         self.stored = {
             "servo.pid_position.kp": joint.kp_nm_turn,
             "servo.pid_position.kd": joint.kd_nm_s_turn,
             "servo.timeout_mode": 12.0,
+            "servo.timeout_max_torque_Nm": joint.torque_limit_nm,
         }
         self._fed_s = math.nan
         self._console = b""
         self._line = b""
 
+    @property
+    def off(self) -> bool:
+        """Switched off: no torque, no fault."""
+        return self.mode == Mode.STOPPED
+
+    @property
+    def target_rad(self) -> float | None:
+        """Position that stiffness pulls to; None without."""
+        turns = self.registers.get(Register.COMMAND_POSITION, math.nan)
+        if self.mode != Mode.POSITION or math.isnan(turns):
+            return None
+        return turns * TWO_PI if self.registers.get(Register.COMMAND_KP_SCALE, 1.0) > 0.0 else None
+
     def inject_fault(self, code: int) -> None:
         """Enter fault mode with a code."""
         self.mode, self.fault = int(Mode.FAULT), code
 
-    def torque(self, now_s: float, turns: float, turns_s: float) -> float:
-        """Torque on the output now, Nm; also runs the watchdog."""
+    def torque(self, now_s: float, p: float, v: float) -> float:
+        """Torque on the output now, Nm; also runs the watchdog. p, v: rad, rad/s."""
+        turns, turns_s = p / TWO_PI, v / TWO_PI
         get = self.registers.get
         timeout_s = get(Register.COMMAND_TIMEOUT, math.nan)
         if self.mode == Mode.POSITION and now_s - self._fed_s > timeout_s:  # never for NaN
@@ -88,23 +116,39 @@ class EmulatedMoteus:
             if not math.isnan(limit):
                 torque = min(max(torque, -limit), limit)
         elif self.mode == Mode.TIMEOUT:
-            torque = -self.joint.kd_nm_s_turn * turns_s
+            limit = self.stored["servo.timeout_max_torque_Nm"]
+            torque = min(max(-self.damping_nms * v, -limit), limit)
         self.torque_nm = torque
         return torque
 
-    def receive(self, data: bytes, now_s: float, turns: float, turns_s: float) -> bytes:
-        """Handle one frame; the reply's payload (empty if nothing was asked)."""
+    def receive(self, data: bytes, now_s: float, p: float, v: float) -> bytes:
+        """Handle one frame; the reply's payload (empty if nothing was asked). p, v: rad, rad/s."""
+        turns, turns_s = p / TWO_PI, v / TWO_PI
         out = io.BytesIO()
         writer = mp.WriteFrame(out)
+        asked: list[list[tuple[int, int]]] = []  # runs of registers that follow each other
         for sub in mp.parse_frame(data):
-            if isinstance(sub, mp.RegisterSubframe) and sub.type == mp.SubframeType.WRITE:
-                self._write(sub.register, sub.resolution, sub.value, now_s)
-            elif isinstance(sub, mp.RegisterSubframe) and sub.type == mp.SubframeType.READ:
-                writer.write_int8(mp.REPLY_BASE | sub.resolution << 2 | 1)
-                writer.write_varuint(sub.register)
-                self._read(writer, sub.register, sub.resolution, turns, turns_s)
-            elif isinstance(sub, mp.StreamSubframe):
+            if isinstance(sub, mp.StreamSubframe):
                 self._stream(writer, sub)
+            elif not isinstance(sub, mp.RegisterSubframe):
+                continue
+            elif sub.type == mp.SubframeType.WRITE:
+                self._write(sub.register, sub.resolution, sub.value, now_s)
+            elif sub.type == mp.SubframeType.READ:
+                this = (sub.register, sub.resolution)
+                if asked and asked[-1][-1] == (sub.register - 1, sub.resolution):
+                    asked[-1].append(this)
+                else:
+                    asked.append([this])
+        for run in asked:
+            first, resolution = run[0]
+            count = len(run)
+            writer.write_int8(mp.REPLY_BASE | resolution << 2 | (count if count < 4 else 0))
+            if count >= 4:
+                writer.write_varuint(count)
+            writer.write_varuint(first)
+            for register, _ in run:
+                self._read(writer, register, resolution, turns, turns_s)
         return out.getvalue()
 
     def _write(self, register: int, resolution: int, value: float, now_s: float) -> None:
@@ -115,6 +159,7 @@ class EmulatedMoteus:
                 self.mode = int(Mode.POSITION)
                 self.registers = {}
                 self._fed_s = now_s
+                self.commands += 1
         elif resolution == mp.F32:
             self.registers[register] = value
 
@@ -125,7 +170,7 @@ class EmulatedMoteus:
             Register.MODE: self.mode,
             Register.POSITION: turns,
             Register.VELOCITY: turns_s,
-            Register.TORQUE: self.torque_nm,
+            Register.TORQUE: self.torque_nm if self.measured_nm is None else self.measured_nm,
             Register.TEMPERATURE: self.temperature_c,
             Register.FAULT: self.fault,
         }
@@ -151,14 +196,8 @@ class EmulatedMoteus:
                 writer.write_int8(byte if byte < 128 else byte - 256)
 
 
-class MoteusEmulator:
-    """Emulated controllers of an arm, attached to a plant through shared arrays (as MitEmulator).
-
-    Attributes:
-        motors: the emulated controllers, in joint order.
-        q, dq: joint positions and velocities [n], read; rad, rad/s.
-        tau: joint torque [n], written by ``step``; Nm.
-    """
+class MoteusEmulator(Emulator[EmulatedMoteus]):
+    """Emulated moteus controllers of an arm; see ``Emulator``."""
 
     def __init__(
         self,
@@ -168,55 +207,35 @@ class MoteusEmulator:
         tau: Floats | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        n = len(joints)
-        self.motors = [EmulatedMoteus(j) for j in joints]
-        self.q = np.zeros(n) if q is None else q
-        self.dq = np.zeros(n) if dq is None else dq
-        self.tau = np.zeros(n) if tau is None else tau
-        self._clock = clock
-        self._lock = threading.Lock()
+        motors = [EmulatedMoteus(j) for j in joints]
+        super().__init__(motors, command_ids(joints), q, dq, tau, clock)
 
-    def handle(self, arbitration_id: int, data: bytes) -> list[tuple[int, bytes]]:
-        """Replies (id, payload) to one frame."""
-        destination, source = arbitration_id & 0x7F, arbitration_id >> 8 & 0x7F
-        now_s = self._clock()
-        replies = []
-        with self._lock:
-            for i, motor in enumerate(self.motors):
-                if motor.joint.motor_id != destination:
-                    continue
-                turns, turns_s = self._shaft(i)
-                motor.torque(now_s, turns, turns_s)
-                payload = motor.receive(data, now_s, turns, turns_s)
-                if arbitration_id & 0x8000 and payload and not motor.silent:
-                    replies.append((motor.joint.motor_id << 8 | source, payload))
-        return replies
+    def _addressed(self, arbitration_id: int, data: bytes) -> int:
+        return arbitration_id & 0x7F if arbitration_id in self.hears else -1
 
-    def step(self) -> Floats:
-        """Run every motor's loop once at the plant's present state; returns ``tau`` [n], Nm."""
-        now_s = self._clock()
-        with self._lock:
-            for i, motor in enumerate(self.motors):
-                self.tau[i] = motor.joint.map.joint_torque(motor.torque(now_s, *self._shaft(i)))
-        return self.tau
+    def _answer(
+        self,
+        motor: EmulatedMoteus,
+        arbitration_id: int,
+        data: bytes,
+        now_s: float,
+        p: float,
+        v: float,
+    ) -> tuple[int, bytes] | None:
+        payload = motor.receive(data, now_s, p, v)
+        if motor.silent or not payload or not arbitration_id & REPLY_WANTED:
+            return None
+        if motor.drop_replies > 0:
+            motor.drop_replies -= 1
+            return None
+        return motor.joint.motor_id << 8, payload
 
-    def _shaft(self, i: int) -> tuple[float, float]:
-        m = self.motors[i].joint.map
-        turns = m.motor_position(float(self.q[i])) / TWO_PI
-        return turns, m.motor_velocity(float(self.dq[i])) / TWO_PI
-
-    @contextmanager
-    def serve(self, bus: can.BusABC) -> Iterator[MoteusEmulator]:
-        """Answer frames of ``bus`` from a thread while the context is open."""
-        with serving(bus, self.handle, _reply_message):
-            yield self
-
-
-def _reply_message(reply_id: int, payload: bytes, request: can.Message) -> can.Message:
-    return can.Message(
-        arbitration_id=reply_id,
-        data=payload.ljust(fd_length(len(payload)), bytes([mp.NOP])),
-        is_extended_id=reply_id > 0x7FF,
-        is_fd=True,
-        bitrate_switch=request.bitrate_switch,
-    )
+    def reply_message(self, reply_id: int, data: bytes, request: can.Message) -> can.Message:
+        """Frame of a reply."""
+        return can.Message(
+            arbitration_id=reply_id,
+            data=data.ljust(fd_length(len(data)), PADDING),
+            is_extended_id=reply_id > 0x7FF,
+            is_fd=True,
+            bitrate_switch=request.bitrate_switch,
+        )
