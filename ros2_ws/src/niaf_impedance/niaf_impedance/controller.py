@@ -230,9 +230,7 @@ class ImpedanceController:
         """Nothing should be sent any more: what is measured cannot be trusted, so the drives' own
         watchdog, which has its own measurement, damps better than this controller could. Until the
         torque has come down to the arm's weight it is still sent."""
-        if self.mode != Mode.DAMP or self.fault != Fault.STATE_FROZEN:
-            return False
-        return bool(np.abs(self._tau - self.telemetry.tau_gravity).max() < 1e-6)
+        return bool(k.silent(self._si, self._tel, self._tau))
 
     @property
     def fault_joint(self) -> str:
@@ -525,7 +523,7 @@ class ImpedanceController:
             return problem
         if velocity_filter_s is None:
             velocity_filter_s = self.config.velocity_filter_s
-        delay = period_s + self.arm.config.feedback_delay_s + velocity_filter_s
+        delay = self._delay_s(period_s, velocity_filter_s)
         if self.moves_tool:
             return self._check_tool_damping(tuning, delay) or self._too_little_tool_damping(
                 tuning, delay)
@@ -533,18 +531,7 @@ class ImpedanceController:
             problem = self._too_little_damping(tuning, delay)
             if problem:
                 return problem
-        worst, pose, damping = 0.0, 0, np.zeros(self.n)
-        for index, (inertia, inverse) in enumerate(self._inertias):
-            candidate = np.asarray(tuning.kd, dtype=np.float64)
-            if tuning.damping_ratio > 0.0:
-                kp = np.asarray(tuning.effective_kp(self.arm.config))
-                wanted = 2.0 * tuning.damping_ratio * np.sqrt(kp * np.diag(inertia))
-                candidate = np.clip(wanted, self._jp[k.JP_KD_MIN], self._jp[k.JP_KD_MAX])
-            root = np.sqrt(candidate)
-            # eigenvalues of M^-1 Kd are those of Kd^1/2 M^-1 Kd^1/2
-            rate = float(np.linalg.eigvalsh(root[:, None] * inverse * root)[-1])
-            if rate > worst:
-                worst, pose, damping = rate, index, candidate
+        worst, pose, damping = self._fastest_damping(tuning)
         if worst * delay <= _LAG_LIMIT_RAD:
             return ""
         excess = 100.0 * (1.0 - _LAG_LIMIT_RAD / (worst * delay))
@@ -562,6 +549,38 @@ class ImpedanceController:
             f"{_LAG_LIMIT_RAD:g}); lower {knob} by {excess:.0f} % "
             f"(mostly {names}) or raise control_rate_hz"
         )
+
+    def bearable_age_s(self, period_s: float) -> float:
+        """Age of the measured states from which the tuning in force drives the arm instead of
+        damping it: a quarter turn of lag at the fastest rate at which damping acts. At least zero.
+        """
+        rate = (
+            self._fastest_tool_damping(self.tuning) if self.moves_tool
+            else self._fastest_damping(self.tuning)[0]
+        )
+        if rate <= 0.0:
+            return math.inf
+        delay_s = self._delay_s(period_s, self.config.velocity_filter_s)
+        return max(0.5 * math.pi / rate - delay_s, 0.0)
+
+    def _delay_s(self, period_s: float, velocity_filter_s: float) -> float:
+        return period_s + self.arm.config.feedback_delay_s + velocity_filter_s
+
+    def _fastest_damping(self, tuning: Tuning) -> tuple[float, int, FloatArray]:
+        """Largest rate of damping over the poses, rad/s; which pose, and its damping [n]."""
+        worst, pose, damping = 0.0, 0, np.zeros(self.n)
+        for index, (inertia, inverse) in enumerate(self._inertias):
+            candidate = np.asarray(tuning.kd, dtype=np.float64)
+            if tuning.damping_ratio > 0.0:
+                kp = np.asarray(tuning.effective_kp(self.arm.config))
+                wanted = 2.0 * tuning.damping_ratio * np.sqrt(kp * np.diag(inertia))
+                candidate = np.clip(wanted, self._jp[k.JP_KD_MIN], self._jp[k.JP_KD_MAX])
+            root = np.sqrt(candidate)
+            # eigenvalues of M^-1 Kd are those of Kd^1/2 M^-1 Kd^1/2
+            rate = float(np.linalg.eigvalsh(root[:, None] * inverse * root)[-1])
+            if rate > worst:
+                worst, pose, damping = rate, index, candidate
+        return worst, pose, damping
 
     def _too_little_damping(self, tuning: Tuning, delay_s: float) -> str:
         kp = tuning.effective_kp(self.arm.config)
@@ -595,12 +614,8 @@ class ImpedanceController:
         return ""
 
     def _check_tool_damping(self, tuning: Tuning, delay_s: float) -> str:
-        """The same bound for the Cartesian law: M^-1 (J^T D J + N D_n N) over the poses."""
-        gains = gain_targets(self.arm, tuning)
-        worst = max(
-            float(np.abs(np.linalg.eigvals(inverse @ damping_matrix(self.arm, gains, q))).max())
-            for q, (_, inverse) in zip(self._check_poses, self._inertias, strict=True)
-        )
+        """The same bound for the Cartesian law."""
+        worst = self._fastest_tool_damping(tuning)
         if worst * delay_s <= _LAG_LIMIT_RAD:
             return ""
         excess = 100.0 * (1.0 - _LAG_LIMIT_RAD / (worst * delay_s))
@@ -609,6 +624,14 @@ class ImpedanceController:
             f"{delay_s * 1e3:.1f} ms delay ({worst * delay_s:.2f} rad of lag, at most "
             f"{_LAG_LIMIT_RAD:g}); lower cartesian.damping_* and cartesian.null_damping_nms_rad by "
             f"{excess:.0f} % or raise control_rate_hz"
+        )
+
+    def _fastest_tool_damping(self, tuning: Tuning) -> float:
+        """The largest eigenvalue of M^-1 (J^T D J + N D_n N) over the poses, rad/s."""
+        gains = gain_targets(self.arm, tuning)
+        return max(
+            float(np.abs(np.linalg.eigvals(inverse @ damping_matrix(self.arm, gains, q))).max())
+            for q, (_, inverse) in zip(self._check_poses, self._inertias, strict=True)
         )
 
     def set_config(self, config: ControllerConfig) -> None:

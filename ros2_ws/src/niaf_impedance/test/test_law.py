@@ -188,6 +188,37 @@ def test_a_late_spring_swings_up_where_its_damping_is_eaten(inertia_kgm2):
     assert last_swing_over_first(1.3 * kp * delay_s) < 0.8
 
 
+@pytest.mark.parametrize(("share", "calms"), [(0.8, True), (1.3, False)])
+def test_states_older_than_the_bearable_age_drive_the_arm_and_younger_ones_do_not(
+    arm, share, calms
+):
+    """A whole arm in the pose where it has least inertia, ticked with old states."""
+    config = ControllerConfig(
+        frozen_reference_rad=0.0, frozen_motion_rad=0.0, tracking_error_limit_rad=10.0,
+        overspeed_ratio=10.0,
+    )
+    controller = ImpedanceController(config, arm)
+    age_s = controller.bearable_age_s(0.001) + arm.config.feedback_delay_s  # the plant has none
+    damping = np.diag(controller.kd)
+    poses = [arm.config.home_rad + spread for spread in np.random.default_rng(0).normal(
+        scale=0.4, size=(40, 7))]
+    poses = [np.clip(q, arm.limits.position_min_rad, arm.limits.position_max_rad) for q in poses]
+    pose = max(poses, key=lambda q: np.linalg.eigvals(
+        np.linalg.solve(arm.mass_matrix(q), damping)).real.max())
+    plant = Plant(arm, pose)
+    controller.activate(0.0, plant.q, plant.dq)
+    plant.dq = np.full(7, 1e-3)
+    states = [(plant.q, plant.dq)] * round(share * age_s / plant.dt_s)
+    speeds = []
+    for _ in range(900):
+        states.append((plant.q.copy(), plant.dq.copy()))
+        q, dq = states.pop(0)
+        plant.step(controller.tick(plant.time_s + plant.dt_s, q, dq))
+        speeds.append(np.abs(plant.dq).max())
+    assert (max(speeds[-100:]) < 1e-4) == calms
+    assert (max(speeds) > 0.1) == (not calms)
+
+
 def test_gripper_ignores_wobble_and_keeps_its_speed(holding, arm):
     controller, plant = holding
     gripper = arm.config.gripper
