@@ -125,8 +125,9 @@ class BusArm:
             )
         self._bus = self.description.open_bus()
         try:
+            drive = make_drive(self.description, self._bus)
             self._loop = BusLoop(
-                make_drive(self.description, self._bus), self._controller, self._controller.arm.joint_names, self._damp,
+                drive, self._controller, self._controller.arm.joint_names, self._damp,
                 self.description.loop, self.description.gripper,
             )
         except (DriveError, BusLoopError):
