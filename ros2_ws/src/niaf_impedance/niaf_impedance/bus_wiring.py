@@ -6,11 +6,13 @@ callables (``call``, ``post``), which it runs between two steps; it never waits 
     arm = BusArm(path, controller, scheduling=lambda: request_fifo(70), on_state=publish)
     arm.open()                    # bus, thread; states come, nothing is commanded
     arm.activate()                # self-check, enable, hold the measured pose
-    verdict = arm.offer(now_s, reference)
+    snapshot = arm.call(controller.snapshot)
+    plan = controller.plan(snapshot, now_s, reference, lead_s)     # takes long: not in the loop
+    verdict = arm.call(lambda: controller.commit(plan))
     arm.deactivate()              # braking, gravity only, motors off; states keep coming
     arm.close()
 
-Times that come from outside (fields, ``offer``) and those of the controller are wall-clock seconds
+Times that come from outside (fields) and those of the controller are wall-clock seconds
 since ``epoch_s``. The loop runs on the monotonic clock; the difference is taken anew at every
 activation and reset and follows what NTP slews in between. A clock that is set during a run does
 not move the arm: ``clock_problem`` says so, and no field is followed any more.
@@ -31,8 +33,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from niaf_field import Reference
-from niaf_impedance.admission import AdmissionVerdict, Reason
 from niaf_impedance.clocks import WallClock
 from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.drives.bus_loop import BusLoop, BusLoopError, Closing
@@ -48,8 +48,6 @@ T = TypeVar("T")
 #: (wall-clock time of the state in seconds since 1970, state): called in the loop's thread
 OnState = Callable[[float, DriveState], None]
 
-#: a plan begins this many periods after its snapshot; the second try, after it came too late
-_LEADS = (3.0, 12.0)
 #: without motors under control the state is asked for this often
 _WATCH_HZ = 50.0
 #: how long the loop's thread may take to answer; switching motors on and off takes its time
@@ -200,20 +198,6 @@ class BusArm:
                 self.failure or f"the bus loop did not answer within {timeout_s:g} s"
             ) from error
 
-    def offer(self, t_s: float, reference: Reference) -> AdmissionVerdict:
-        """Judge ``reference`` in the calling thread and hand it to the loop if it is admitted.
-
-        The loop spends a copy before and a flip after; what takes long runs here. One thread only.
-        """
-        controller, period_s = self._controller, self.description.loop.period_s
-        for periods in _LEADS:
-            snapshot = self.call(controller.snapshot)
-            plan = controller.plan(snapshot, t_s, reference, periods * period_s)
-            verdict = self.call(lambda plan=plan: controller.commit(plan))  # type: ignore[misc]
-            if verdict.reason != Reason.OVERTAKEN:
-                break
-        return verdict
-
     def reset(self) -> None:
         """Leave DAMP or ESTOP at standstill; motors in fault are cleared and enabled again.
 
@@ -287,6 +271,7 @@ class BusArm:
             return {"bus": "closed"}
         figures = loop.figures
         return {
+            "protocol": self.description.protocol,
             "bus": " ".join(f"{key}={value}" for key, value in self.description.bus.items()),
             "loop_rate_hz": f"{self.description.loop.rate_hz:g}",
             "closing": loop.closing.value,

@@ -50,6 +50,7 @@ from niaf_impedance.controller import (
     ResetRefusedError,
 )
 from niaf_impedance.drives.bus_loop import BusLoopError
+from niaf_impedance.drives.description import drives_of_arm
 from niaf_impedance.drives.interface import DriveError, DriveState
 from niaf_impedance.faults import Fault, Mode, describe
 from niaf_impedance.journal import JournaledController
@@ -252,9 +253,12 @@ class ImpedanceNode(LifecycleNode):
         else:
             self._joint_publisher = self.create_publisher(JointState, "joint_states", _NEWEST)
             self._writers.append(self._joint_publisher)
-            file = str(self._value("drive_config"))
+            description = drives_of_arm(
+                str(self._value("arm_interface")), str(self._value("drive_config")),
+                self.arm.joint_names,
+            )
             link = BusArm(
-                file or default_robot_config_path("panda_mit_can"), controller,
+                description, controller,
                 epoch_s=float(self._epoch_sec), on_state=self._on_bus_state,
                 scheduling=lambda: request_fifo(int(self._value("realtime_priority"))),
             )

@@ -38,10 +38,10 @@ _NODE = (
                   "the robot description."),
     ParameterSpec("prior", "", "", "prior.safetensors, or the checkpoint folder that holds it."),
     ParameterSpec("arm_interface", "effort", "", "How the arm is reached: effort (topics of "
-                  "ros2_control and of the simulator) or mit_can (frames of its motors on a bus).",
-                  choices=("effort", "mit_can")),
-    ParameterSpec("drive_config", "", "", "Drive description (YAML) for mit_can; empty: that of "
-                  "the simulated Panda."),
+                  "ros2_control and of the simulator), or by frames of its motors on a bus: "
+                  "mit_can or moteus.", choices=("effort", "mit_can", "moteus")),
+    ParameterSpec("drive_config", "", "", "Drive description (YAML) of motors on a bus; empty: "
+                  "that of the simulated Panda's."),
     ParameterSpec("autostart", True, "", "Configure and activate without a lifecycle manager."),
     ParameterSpec("control_rate_hz", 1000.0, "Hz", "Expected rate of joint_states; the timing "
                   "figures and the damping bound refer to it.", 50.0, 5000.0),

@@ -96,7 +96,7 @@ def test_the_host_takes_over_moves_and_releases_the_arm(drives, motors):
             np.array([now_s, now_s + 1.5]), np.vstack([start, wanted]),
             start_velocity=np.zeros(7), sequence=1, stamp_s=now_s,
         )
-        verdict = arm.offer(now_s, reference)
+        verdict = arm.call(lambda: controller.offer(now_s, reference))
         assert verdict.verdict is Verdict.ACCEPTED, verdict.text
         wait_for(lambda: controller.mode is Mode.TRACK, 2.0, "the hand-over")
         time.sleep(2.0)
