@@ -17,15 +17,12 @@ from controller_parts import make_field, make_prior
 
 from niaf_impedance.arm_model import ArmModel
 from niaf_impedance.controller import ImpedanceController
-from niaf_impedance.loop import ControlLoop, LoopLimits, LoopStatistics
+from niaf_impedance.lateness import ONLY_COUNT
+from niaf_impedance.loop import ControlLoop, LoopStatistics
 from niaf_impedance.settings import ControllerConfig
 
 FIFO_PRIORITY = 80
 STATE_PERIOD_S = 0.002
-#: only count: a ladder that stops the arm would change what is measured
-_ONLY_COUNT = LoopLimits(
-    brake_lateness_s=60.0, damp_lateness_s=60.0, brake_misses=10**9, damp_misses=10**9
-)
 
 
 @contextmanager
@@ -141,7 +138,8 @@ def run_loop(
     config = ControllerConfig(
         state_timeout_s=5.0, frozen_reference_rad=0.0, frozen_motion_rad=0.0)  # one pose for ever
     controller = ImpedanceController(config, arm, prior)
-    loop = ControlLoop(controller, rate_hz, _ONLY_COUNT)
+    # a ladder that stops the arm would change what is measured
+    loop = ControlLoop(controller, rate_hz, ONLY_COUNT)
     home, zero = arm.config.home_rad, np.zeros(arm.n)
     stop = threading.Event()
 

@@ -108,6 +108,7 @@ class LoopLimits:
         ])
 
 
+LIMITS = LoopLimits()
 #: never goes down the ladder: for measurements and for tests that are not about it
 ONLY_COUNT = LoopLimits(
     brake_lateness_s=math.inf, damp_lateness_s=math.inf, brake_share=2.0, damp_share=2.0)

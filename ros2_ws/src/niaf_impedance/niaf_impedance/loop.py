@@ -1,20 +1,22 @@
 """A clock-driven loop around the compiled tick, in a thread of its own that never takes the GIL.
 
-For drives on a bus, where no message wakes the controller. ``_run`` sleeps until an absolute
-deadline, takes the newest measured state, ticks, publishes the command and sleeps again. It calls
-no Python, allocates nothing and waits for nobody:
+``_run`` sleeps until an absolute deadline, takes the newest measured state, ticks, publishes the
+command and sleeps again. It calls no Python, allocates nothing and waits for nobody:
 
 * the state comes through a seqlock: its writer makes the sequence odd, writes, makes it even; the
-  reader retries a bounded number of times and then keeps the state it has;
+  reader retries a bounded number of times and then keeps the state it has. A position is carried
+  forward by its velocity over its age, so that it belongs to the instant of the tick; one that did
+  not change with the newest state is not, because a frozen reading must stay visible;
 * a planned hand-over waits in a seqlocked mailbox, is copied between two ticks and begins at the
   instant that the plan names (``tick.flip``);
 * requests (brake, estop, deactivate) are bits, obeyed between two ticks.
 
 A deadline that was missed is skipped, never made up for: no burst of ticks. A state older than
 ``state_timeout_s`` damps; one last command is published and then no more, so that the drives' own
-watchdogs take over. A loop that is late itself goes down the stop ladder: see :class:`LoopLimits`.
+watchdogs take over. A loop that is late goes down the stop ladder (``lateness``), and so does one
+whose commands wait to be sent, where whoever sends them says so (``ControlLoop.sent``).
 
-Time is seconds since construction of the loop on CLOCK_MONOTONIC (``ControlLoop.now_s``).
+Time is seconds on CLOCK_MONOTONIC since an epoch of the caller's choice (``ControlLoop.now_s``).
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -25,10 +27,10 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 from llvmlite import ir
@@ -40,11 +42,23 @@ from niaf_impedance import tick as k
 from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.faults import Fault
+from niaf_impedance.lateness import (
+    LIMITS,
+    M_LATE,
+    M_WORST,
+    RUNG_BRAKE,
+    RUNG_DAMP,
+    Lateness,
+    LoopLimits,
+    Rung,
+    judge,
+)
 from niaf_impedance.planning import Plan, Snapshot
 from niaf_impedance.realtime import fine_timer_slack, request_fifo
 from niaf_impedance.timing import BIN_S, BINS, Percentiles, percentiles_of
 
 FloatArray = np.ndarray
+T = TypeVar("T")
 
 _CLOCK_MONOTONIC, _CLOCK_THREAD_CPUTIME, _TIMER_ABSTIME, _EINTR = 1, 3, 1, 4
 _READ_ATTEMPTS = 8
@@ -52,23 +66,21 @@ _CPU_EVERY = 256  # ticks between two looks at the thread's CPU clock
 
 # words, int64: one writer each
 W_STOP, W_PAUSE, W_PAUSED, W_REQUEST, W_STATE, W_COMMAND, W_MAIL, W_TICK = range(8)
-W_HEARTBEAT, W_TICKS, W_MISSED, W_MISSES_IN_ROW, W_MISSES_IN_ROW_MAX, W_WARNED = range(8, 14)
-W_TORN, W_OUTCOME, W_ADOPTED, W_OVERTAKEN, W_COMMANDS, W_SILENT, W_EVENT = range(14, 21)
-W_CLEAR, W_SIZE = 21, 24
+W_HEARTBEAT, W_TICKS, W_MISSED, W_TORN, W_ADOPTED, W_OVERTAKEN, W_COMMANDS = range(8, 15)
+W_SILENT, W_EVENT, W_CLEAR, W_SENT, W_SIZE = 15, 16, 17, 18, 24
 
 # settings, float64
-S_PERIOD_NS, S_EPOCH_NS, S_WARN, S_BRAKE, S_DAMP, S_BRAKE_MISSES, S_DAMP_MISSES = range(7)
-S_BRAKE_TIME, S_BRAKE_TIME_MAX, S_SIZE = 7, 8, 9
+S_PERIOD_NS, S_EPOCH_NS, S_SIZE = 0, 1, 2
 
 H_LATENESS, H_EXECUTION, H_AGE, H_ROWS = 0, 1, 2, 3
 
-C_TIME, C_STATE_TIME, C_GRIPPER, C_MODE, C_FAULT, C_COUNT, C_TORQUE = range(7)
+C_TIME, C_DUE, C_STATE_TIME, C_GRIPPER, C_MODE, C_FAULT, C_COUNT, C_TORQUE = range(8)
 
 REQUEST_BRAKE, REQUEST_ESTOP, REQUEST_DEACTIVATE = 1, 2, 4
 
 # where ``tick``'s arguments after t, q_in and dq_in stand
 _ARGUMENTS = list(inspect.signature(k.tick.py_func).parameters)[3:]
-_CF, _ST, _SI = (_ARGUMENTS.index(name) for name in ("cf", "st", "si"))
+_CF, _JP, _ST, _SI = (_ARGUMENTS.index(name) for name in ("cf", "jp", "st", "si"))
 _TEL, _TAU = _ARGUMENTS.index("tel"), _ARGUMENTS.index("tau")
 _PI, _PF, _PMETA, _PSF = (_ARGUMENTS.index(name) for name in ("pi", "pf", "pmeta", "psf"))
 
@@ -208,26 +220,19 @@ def _count(histogram, maxima, row, seconds):
 
 
 @njit(cache=True, nogil=True)
-def _brake(settings, acceleration, st, si, tel):
-    """``ImpedanceController.brake`` at the instant of the last tick."""
-    at = st[k.ST_T]
-    if si[k.SI_MODE] != k.MODE_TRACK or at >= st[k.ST_BRAKE_AT]:
-        return
-    duration = k.brake_duration(
-        tel[k.TEL_DQ_REF], acceleration, settings[S_BRAKE_TIME], settings[S_BRAKE_TIME_MAX])
-    st[k.ST_BRAKE_T] = min(duration, 2.0 * max(st[k.ST_END] - at, 1e-6))
-    st[k.ST_BRAKE_AT] = at
-    si[k.SI_GENERATION] += 1
-
-
-@njit(cache=True, nogil=True)
 def _latch(si, mode, fault):
     si[k.SI_MODE], si[k.SI_FAULT], si[k.SI_FAULT_JOINT] = mode, fault, -1
     si[k.SI_GENERATION] += 1
 
 
 @njit(cache=True, nogil=True)
-def _obey(words, settings, acceleration, st, si, tel):
+def _following(si):
+    mode = si[k.SI_MODE]
+    return mode == k.MODE_TRACK or mode == k.MODE_BRAKE or mode == k.MODE_HOLD
+
+
+@njit(cache=True, nogil=True)
+def _obey(words, cf, jp, st, si, tel):
     """Carry out what was requested since the last tick."""
     if words[W_REQUEST] == 0:
         return
@@ -239,7 +244,7 @@ def _obey(words, settings, acceleration, st, si, tel):
         _latch(si, k.MODE_ESTOP, _F_ESTOP)
         return
     if request & (REQUEST_BRAKE | REQUEST_DEACTIVATE):
-        _brake(settings, acceleration, st, si, tel)
+        k.brake(cf, jp, st, si, tel, st[k.ST_T])
     if request & REQUEST_DEACTIVATE:
         if mode == k.MODE_DAMP or mode == k.MODE_ESTOP:
             si[k.SI_MODE] = k.MODE_OFF
@@ -249,20 +254,13 @@ def _obey(words, settings, acceleration, st, si, tel):
 
 
 @njit(cache=True, nogil=True)
-def _judge(words, settings, acceleration, st, si, tel, lateness):
-    """Go down the ladder when the loop itself is late; see LoopLimits."""
-    if lateness > settings[S_WARN]:
-        words[W_WARNED] += 1
-    mode = si[k.SI_MODE]
-    if mode != k.MODE_TRACK and mode != k.MODE_BRAKE and mode != k.MODE_HOLD:
-        return
-    row = words[W_MISSES_IN_ROW]
-    if lateness > settings[S_DAMP] or row >= settings[S_DAMP_MISSES]:
-        _latch(si, k.MODE_DAMP, _F_LOOP_LATE)
-        words[W_OUTCOME] = 2
-    elif lateness > settings[S_BRAKE] or row >= settings[S_BRAKE_MISSES]:
-        _brake(settings, acceleration, st, si, tel)
-        words[W_OUTCOME] = max(words[W_OUTCOME], 1)
+def _step_down(rung, cf, jp, st, si, tel):
+    """Go down the ladder as far as the lateness of the loop demands."""
+    if rung >= RUNG_DAMP:
+        if _following(si):
+            _latch(si, k.MODE_DAMP, _F_LOOP_LATE)
+    elif rung == RUNG_BRAKE:
+        k.brake(cf, jp, st, si, tel, st[k.ST_T])
 
 
 @njit(cache=True, nogil=True)
@@ -289,29 +287,31 @@ def _adopt(words, mail, st, pi, pf, pmeta, psf):
 
 @njit(cache=True, nogil=True)
 def _run(
-    words, settings, acceleration, state_cell, command_cell, mail, histogram, maxima, cpu,
-    timespec, state, q, dq, command, event, arguments,
+    words, settings, limits, memory, state_cell, command_cell, mail, histogram, maxima, cpu,
+    timespec, state, measured, q, dq, command, event, arguments,
 ):
     """The loop; returns when W_STOP is set. See the module's text for the protocol.
 
-    state [1 + 2 n], q, dq [n], command [C_TORQUE + n]: scratch, so that nothing is allocated.
-    arguments: what ``tick`` takes after t, q and dq.
+    state [1 + 2 n], measured [2, n] (position as it was read; 1 where it changed with the newest
+    state), q, dq [n], command [C_TORQUE + n]: scratch, so that nothing is allocated.
+    limits, memory: of ``lateness.judge``. arguments: what ``tick`` takes after t, q and dq.
     """
-    st, si, tel, tau = arguments[_ST], arguments[_SI], arguments[_TEL], arguments[_TAU]
+    cf, jp, st, si = arguments[_CF], arguments[_JP], arguments[_ST], arguments[_SI]
+    tel, tau = arguments[_TEL], arguments[_TAU]
     pi, pf, pmeta, psf = arguments[_PI], arguments[_PF], arguments[_PMETA], arguments[_PSF]
     n = tau.shape[0]
     period = int(settings[S_PERIOD_NS])
-    epoch = int(settings[S_EPOCH_NS])
-    timeout = arguments[_CF][k.CF_STATE_TIMEOUT]
     cpu_begin = clock_ns(_CLOCK_THREAD_CPUTIME, timespec)
     cpu[2] = clock_ns(_CLOCK_MONOTONIC, timespec)
-    deadline = clock_ns(_CLOCK_MONOTONIC, timespec) + period
+    deadline = before = clock_ns(_CLOCK_MONOTONIC, timespec)
+    deadline += period
     resumed = True
     has_state = False
     while load_acquire(words, W_STOP) == 0:
         sleep_until(deadline, timespec)
         woke = clock_ns(_CLOCK_MONOTONIC, timespec)
         words[W_HEARTBEAT] += 1
+        epoch = int(settings[S_EPOCH_NS])
         t = (woke - epoch) * 1e-9
         if load_acquire(words, W_PAUSE) != 0:
             store_release(words, W_PAUSED, 1)
@@ -326,44 +326,60 @@ def _run(
         if exchange(words, W_CLEAR, 0) != 0:
             histogram[:] = 0
             maxima[:] = 0.0
-            words[W_TICKS] = words[W_MISSED] = words[W_WARNED] = words[W_TORN] = 0
-            words[W_MISSES_IN_ROW_MAX] = 0
+            words[W_TICKS] = words[W_MISSED] = words[W_TORN] = 0
+            memory[M_LATE] = memory[M_WORST] = 0.0
             cpu_begin = clock_ns(_CLOCK_THREAD_CPUTIME, timespec)
             cpu[2] = deadline
         lateness = (woke - deadline) * 1e-9
+        gap = (woke - before) * 1e-9
+        before = woke
         if resumed:  # the pause is not a period
             st[k.ST_T] = max(st[k.ST_T], t - 1e-9 * period)
-            words[W_MISSES_IN_ROW] = 0
+            gap = 0.0
             resumed = False
+        waiting = 0.0  # how long the oldest command that was not sent has been ready
+        if words[W_SENT] >= 0:
+            waiting = (words[W_COMMANDS] - words[W_SENT]) * period * 1e-9
         begin_write(words, W_TICK)
-        _judge(words, settings, acceleration, st, si, tel, lateness)
-        _obey(words, settings, acceleration, st, si, tel)
+        rung = judge(limits, memory, max(lateness, waiting), gap)
+        _step_down(rung, cf, jp, st, si, tel)
+        _obey(words, cf, jp, st, si, tel)
         _adopt(words, mail, st, pi, pf, pmeta, psf)
         if read_cell(words, W_STATE, state_cell, state):
+            if not has_state or state[0] != command[C_STATE_TIME]:
+                for i in range(n):
+                    measured[1, i] = has_state and state[1 + i] != measured[0, i]
+                    measured[0, i] = state[1 + i]
+                    dq[i] = state[1 + n + i]
             has_state = True
-            for i in range(n):
-                q[i] = state[1 + i]
-                dq[i] = state[1 + n + i]
             command[C_STATE_TIME] = state[0]
         else:
             words[W_TORN] += has_state
         if has_state:
-            mode = si[k.SI_MODE]
-            following = mode == k.MODE_TRACK or mode == k.MODE_BRAKE or mode == k.MODE_HOLD
-            stale = not t - command[C_STATE_TIME] <= timeout
+            following = _following(si)
+            timeout = cf[k.CF_STATE_TIMEOUT]
+            age = t - command[C_STATE_TIME]
+            stale = not age <= timeout
             if stale:
                 for i in range(n):
                     dq[i] = 0.0  # no velocity is known any more
                 if following:
                     _latch(si, k.MODE_DAMP, _F_STATE_STALE)
+            for i in range(n):
+                q[i] = measured[0, i]
+                since = dq[i] * min(max(age, 0.0), timeout)
+                if measured[1, i] != 0.0 and np.isfinite(since):
+                    q[i] += since
             k.tick(t, q, dq, *arguments)
         end_write(words, W_TICK)
         if has_state:
-            silent = si[k.SI_MODE] == k.MODE_OFF or (stale and not following)
+            silent = (
+                si[k.SI_MODE] == k.MODE_OFF or (stale and not following) or k.silent(si, tel, tau))
             words[W_SILENT] = silent
             if not silent:
                 words[W_COMMANDS] += 1
                 command[C_TIME] = t
+                command[C_DUE] = t - lateness
                 command[C_GRIPPER] = st[k.ST_GRIPPER]
                 command[C_MODE] = si[k.SI_MODE]
                 command[C_FAULT] = si[k.SI_FAULT]
@@ -383,10 +399,6 @@ def _run(
             skipped = (done - deadline) // period + 1
             deadline += skipped * period
             words[W_MISSED] += skipped
-            words[W_MISSES_IN_ROW] += skipped
-            words[W_MISSES_IN_ROW_MAX] = max(words[W_MISSES_IN_ROW_MAX], words[W_MISSES_IN_ROW])
-        else:
-            words[W_MISSES_IN_ROW] = 0
         if words[W_TICKS] % _CPU_EVERY == 0:
             cpu[0] = clock_ns(_CLOCK_THREAD_CPUTIME, timespec) - cpu_begin
             cpu[1] = done - cpu[2]
@@ -395,36 +407,13 @@ def _run(
 
 
 # -- Python side -----------------------------------------------------------------------------------
-class LoopOutcome(IntEnum):
-    """The worst that lateness of the loop itself has led to since activation."""
-
-    ON_TIME = 0
-    BRAKED = 1
-    DAMPED = 2
-
-
-@dataclass(frozen=True)
-class LoopLimits:
-    """When a late loop goes down the ladder.
-
-    Lateness is how long after its deadline the loop woke up. ``warn`` only counts; ``brake``
-    (lateness, or deadlines missed in a row) stops along the path; ``damp`` damps and latches
-    LOOP_LATE. A torque that was computed for another instant is worth less with every millisecond,
-    and the drives' watchdogs wait behind all of these.
-    """
-
-    warn_lateness_s: float = 0.0005
-    brake_lateness_s: float = 0.005
-    damp_lateness_s: float = 0.02
-    brake_misses: int = 5
-    damp_misses: int = 20
-
-
 @dataclass(frozen=True)
 class Command:
-    """One torque command: tau [n] Nm, computed at ``t_s`` from the state of ``state_s``."""
+    """One torque command: tau [n] Nm, computed at ``t_s`` (due at ``due_s``) from the state of
+    ``state_s``."""
 
     t_s: float
+    due_s: float
     state_s: float
     tau_nm: FloatArray
     gripper_m: float
@@ -437,21 +426,21 @@ class Command:
 class LoopStatistics:
     """Since start or the last ``clear_statistics``. ``age``: of the state when its command left.
 
-    missed: deadlines without a tick of their own; torn: ticks that kept the previous state because
-    its writer was in the way; core_share: CPU time of the thread over wall time.
+    missed: deadlines without a tick of their own; late: ticks that ``lateness`` counts as late;
+    torn: ticks that kept the previous state because its writer was in the way; core_share: CPU time
+    of the thread over wall time; outcome: what lateness has led to since activation.
     """
 
     ticks: int
     missed: int
-    missed_in_row: int
-    late_warnings: int
+    late: int
     torn: int
     overtaken: int
     lateness: Percentiles
     execution: Percentiles
     age: Percentiles
     core_share: float
-    outcome: LoopOutcome
+    outcome: Rung
 
 
 class ControlLoop:
@@ -460,21 +449,23 @@ class ControlLoop:
     One I/O thread offers states and reads commands; any thread may plan and commit references and
     request stops. While the loop runs, call no other changing method of the controller, except
     inside ``paused()``. Times are ``now_s()`` of this loop.
+
+    Attributes:
+        lateness: what the loop's own lateness has led to.
     """
 
     def __init__(
-        self, controller: ImpedanceController, rate_hz: float, limits: LoopLimits = LoopLimits(),
+        self, controller: ImpedanceController, rate_hz: float, limits: LoopLimits = LIMITS,
     ) -> None:
         self.controller, self.rate_hz = controller, rate_hz
-        n, config = controller.n, controller.config
-        self._epoch_ns = time.monotonic_ns()
+        self.lateness = Lateness(limits, 1.0 / rate_hz)
+        n = controller.n
         self._words = np.zeros(W_SIZE, dtype=np.int64)
+        self._words[W_SENT] = -1
         settings = self._settings = np.zeros(S_SIZE)
-        settings[S_PERIOD_NS], settings[S_EPOCH_NS] = round(1e9 / rate_hz), self._epoch_ns
-        settings[S_WARN], settings[S_BRAKE] = limits.warn_lateness_s, limits.brake_lateness_s
-        settings[S_DAMP] = limits.damp_lateness_s
-        settings[S_BRAKE_MISSES], settings[S_DAMP_MISSES] = limits.brake_misses, limits.damp_misses
-        settings[S_BRAKE_TIME], settings[S_BRAKE_TIME_MAX] = config.brake_s, config.brake_max_s
+        settings[S_PERIOD_NS] = round(1e9 / rate_hz)
+        self._epoch_ns = 0
+        self.set_epoch(time.monotonic())
         self._state_cell, self._command_cell = np.zeros(1 + 2 * n), np.zeros(C_TORQUE + n)
         self._offered, self._read = np.zeros(1 + 2 * n), np.zeros(C_TORQUE + n)
         self._histogram = np.zeros((H_ROWS, BINS), dtype=np.int64)
@@ -489,16 +480,21 @@ class ControlLoop:
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._words[W_EVENT] = self._event
         self._arguments = (
-            self._words, settings, controller.arm.limits.acceleration_rad_s2, self._state_cell,
+            self._words, settings, self.lateness.limits, self.lateness.memory, self._state_cell,
             self._command_cell, mail, self._histogram, self._maxima, self._cpu,
-            np.zeros(2, dtype=np.int64), np.zeros(1 + 2 * n), np.zeros(n), np.zeros(n),
-            np.zeros(C_TORQUE + n), np.ones(1, dtype=np.uint64), tuple(mine),
+            np.zeros(2, dtype=np.int64), np.zeros(1 + 2 * n), np.zeros((2, n)), np.zeros(n),
+            np.zeros(n), np.zeros(C_TORQUE + n), np.ones(1, dtype=np.uint64), tuple(mine),
         )
         self._thread: threading.Thread | None = None
         self.scheduling = "not started"
-        self._words[W_STOP] = 1  # compiles, and returns at once
+        # Compile now what would be compiled, holding the GIL, when the arm moves already.
+        self._words[W_STOP] = 1
         _run(*self._arguments)
         set_bits_of(self._words, W_REQUEST, 0)
+        store_word(self._words, W_PAUSE, 0)
+        words = np.zeros(1, dtype=np.int64)
+        write_cell(words, 0, self._state_cell.copy(), self._offered)
+        read_cell(words, 0, self._command_cell, self._read.copy())
 
     # -- life -------------------------------------------------------------------------------------
     def start(self, priority: int = 0, core: int | None = None) -> str:
@@ -550,6 +546,12 @@ class ControlLoop:
         """The loop's clock."""
         return (time.monotonic_ns() - self._epoch_ns) * 1e-9
 
+    def set_epoch(self, monotonic_s: float) -> None:
+        """The loop's time is zero at this instant of CLOCK_MONOTONIC. Shift it by microseconds at
+        any time (a clock that is slewed), by more only inside ``paused()``."""
+        self._epoch_ns = round(monotonic_s * 1e9)
+        self._settings[S_EPOCH_NS] = self._epoch_ns
+
     # -- states and commands ----------------------------------------------------------------------
     def offer_state(self, t_s: float, q: FloatArray, dq: FloatArray) -> None:
         """The newest measured state: q, dq [n], measured at ``t_s``. One thread only."""
@@ -565,10 +567,15 @@ class ControlLoop:
                 return None
             time.sleep(1e-4)  # the loop was suspended while it wrote
         return Command(
-            float(values[C_TIME]), float(values[C_STATE_TIME]), values[C_TORQUE:].copy(),
-            float(values[C_GRIPPER]), int(values[C_MODE]), int(values[C_FAULT]),
-            int(values[C_COUNT]),
+            float(values[C_TIME]), float(values[C_DUE]), float(values[C_STATE_TIME]),
+            values[C_TORQUE:].copy(), float(values[C_GRIPPER]), int(values[C_MODE]),
+            int(values[C_FAULT]), int(values[C_COUNT]),
         )
+
+    def sent(self, count: int) -> None:
+        """The command of this ``count`` is on its way to the arm. From the first call on, commands
+        that wait to be sent make the loop late; a sender that ends calls ``sent(-1)``."""
+        self._words[W_SENT] = count
 
     @property
     def command_fd(self) -> int:
@@ -611,21 +618,31 @@ class ControlLoop:
     ) -> None:
         """``ImpedanceController.activate`` now."""
         with self.paused():
-            self._words[W_OUTCOME] = 0
-            self._words[W_MISSES_IN_ROW] = 0
+            self.lateness.clear()
             self.controller.activate(self.now_s(), q, dq, gripper_m, tau_start_nm)
 
+    def reset(self) -> None:
+        """``ImpedanceController.reset`` now."""
+        with self.paused():
+            self.controller.reset(self.now_s())
+            self.lateness.clear()
+
     # -- new references ---------------------------------------------------------------------------
-    def snapshot(self) -> Snapshot:
-        """``ImpedanceController.snapshot`` of one tick, not of two halves."""
+    def look(self, read: Callable[[], T]) -> T:
+        """``read`` (which changes nothing of the controller and may run several times) on the
+        result of one tick, not on two halves."""
         words = self._words
         while True:
             before = int(words[W_TICK])
             if before % 2 == 0:
-                snapshot = self.controller.snapshot()
+                seen = read()
                 if int(words[W_TICK]) == before:
-                    return snapshot
+                    return seen
             time.sleep(0.0)
+
+    def snapshot(self) -> Snapshot:
+        """``ImpedanceController.snapshot`` of one tick."""
+        return self.look(self.controller.snapshot)
 
     def commit(self, plan: Plan) -> AdmissionVerdict:
         """Put an admitted plan into the mailbox of the loop; OVERTAKEN when it came too late.
@@ -661,10 +678,9 @@ class ControlLoop:
             for counts, worst in zip(self._histogram, self._maxima, strict=True)
         )
         return LoopStatistics(
-            lateness.count, int(words[W_MISSED]), int(words[W_MISSES_IN_ROW_MAX]),
-            int(words[W_WARNED]), int(words[W_TORN]),
+            lateness.count, int(words[W_MISSED]), self.lateness.late, int(words[W_TORN]),
             int(words[W_OVERTAKEN]) + int(self._si[k.SI_OVERTAKEN]), lateness, execution,
-            age, float(cpu[0]) / max(float(cpu[1]), 1.0), LoopOutcome(int(words[W_OUTCOME])),
+            age, float(cpu[0]) / max(float(cpu[1]), 1.0), self.lateness.outcome,
         )
 
 

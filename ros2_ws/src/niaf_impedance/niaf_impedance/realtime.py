@@ -6,9 +6,12 @@ import contextlib
 import ctypes
 import gc
 import os
+import resource
 import sys
+import time
 
 _PR_SET_TIMERSLACK = 29
+_CAP_IPC_LOCK = 14
 
 
 def request_fifo(priority: int) -> str:
@@ -58,13 +61,71 @@ def quiet_interpreter() -> None:
 
 
 def lock_memory() -> str:
-    """Keep the pages of this process in memory once they were touched; says what happened."""
+    """Keep the pages of this process in memory once they were touched; says what happened.
+
+    Pages that are never touched cost nothing. Not asked for where the process may lock a limited
+    amount only: the lock would hold for later memory too, which could then not be had at all.
+    """
+    remedy = "grant 'memlock unlimited' in /etc/security/limits.conf or start with CAP_IPC_LOCK"
+    limit, hard_limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if hard_limit == resource.RLIM_INFINITY != limit:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard_limit, hard_limit))
+        limit = hard_limit
+    if limit != resource.RLIM_INFINITY and not _may_lock_anything():
+        return (
+            f"memory not locked (memlock is limited to {limit // 1024} KiB): a page fault may "
+            f"delay a tick; {remedy}"
+        )
     current, future, on_fault = 1, 2, 4
     library = ctypes.CDLL(None, use_errno=True)
     if library.mlockall(current | future | on_fault) == 0:
         return "memory locked"
     reason = os.strerror(ctypes.get_errno())
-    return (
-        f"memory lock refused ({reason}): a page fault may delay a tick; grant 'memlock' in "
-        "/etc/security/limits.conf or start with CAP_IPC_LOCK"
-    )
+    return f"memory lock refused ({reason}): a page fault may delay a tick; {remedy}"
+
+
+def _may_lock_anything() -> bool:
+    """Whether CAP_IPC_LOCK is in force: then RLIMIT_MEMLOCK is not."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_IPC_LOCK & 1)
+    return False
+
+
+class CollectorWatch:
+    """Counts and times the passes of Python's garbage collector, in whatever thread they run.
+
+    After ``quiet_interpreter`` the collector runs only when somebody calls it: with the libraries
+    of this process loaded a full pass stops every Python thread for about a tenth of a second.
+
+    Attributes:
+        passes: how many since ``start``.
+        longest_s: the longest.
+        last_s: the newest.
+    """
+
+    def __init__(self) -> None:
+        self.passes = 0
+        self.longest_s = self.last_s = 0.0
+        self._began_s = 0.0
+
+    def start(self) -> None:
+        """Count from now on."""
+        self.passes, self.longest_s, self.last_s = 0, 0.0, 0.0
+        if self._note not in gc.callbacks:
+            gc.callbacks.append(self._note)
+
+    def stop(self) -> None:
+        """Count no more."""
+        if self._note in gc.callbacks:
+            gc.callbacks.remove(self._note)
+
+    def _note(self, phase: str, info: dict[str, int]) -> None:
+        now_s = time.monotonic()
+        if phase == "start":
+            self._began_s = now_s
+        else:
+            self.last_s = now_s - self._began_s
+            self.longest_s = max(self.longest_s, self.last_s)
+            self.passes += 1

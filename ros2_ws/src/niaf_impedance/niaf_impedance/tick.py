@@ -179,6 +179,17 @@ def brake(cf, jp, st, si, tel, t):
 
 
 @njit(cache=True, nogil=True)
+def silent(si, tel, tau):
+    """``ImpedanceController.silent``."""
+    if si[SI_MODE] != MODE_DAMP or si[SI_FAULT] != F_STATE_FROZEN:
+        return False
+    for i in range(tau.shape[0]):
+        if not abs(tau[i] - tel[TEL_GRAVITY, i]) < 1e-6:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
 def commanded_tool(st, si, t, pool, meta, sf, raw, work, scratch, place):
     """Tool jet commanded at clock time t into ``scratch`` from ``place``; returns (sigma, rate,
     stopped)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,8 @@ class Histogram:
     """Counts of durations with 1 us resolution up to 20 ms."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros(BINS, dtype=np.int64)
+        # one element at a time: twice as fast here as numpy's arrays
+        self._counts = array("q", bytes(8 * BINS))
         self._max_s = 0.0
 
     def add(self, value_s: float) -> None:
@@ -51,24 +53,25 @@ class Histogram:
             self._max_s = value_s
 
     def clear(self) -> None:
-        self._counts[:] = 0
+        np.frombuffer(self._counts, dtype=np.int64)[:] = 0
         self._max_s = 0.0
 
     def percentiles(self) -> Percentiles:
-        return percentiles_of(self._counts, self._max_s)
+        return percentiles_of(np.frombuffer(self._counts, dtype=np.int64), self._max_s)
 
 
 class LoopTiming:
     """What the loop measured since activation.
 
-    ``interval``: how much later than one period after the previous tick a tick began; ``age``: age
-    of the state when its tick began; ``execution``: from the state's arrival to the command's
-    departure. ``missed``: periods without a tick, counted by the stamps of the states.
+    ``lateness``: how long after it was due a tick began; ``age``: age of the measured state then;
+    ``execution``: from there to the departure of the command; ``command_age``: age of the measured
+    state when its command left. ``missed``: periods without a tick, whoever made them.
     """
 
     def __init__(self, period_s: float) -> None:
         self.period_s = period_s
-        self.interval, self.age, self.execution = Histogram(), Histogram(), Histogram()
+        self.lateness, self.age = Histogram(), Histogram()
+        self.execution, self.command_age = Histogram(), Histogram()
         self.ticks = 0
         self.missed = 0
         self.window_ticks = 0
@@ -76,30 +79,35 @@ class LoopTiming:
         self.last_execution_s = 0.0
         self._began_s = 0.0
         self._stamp_s = 0.0
+        self._age_s = 0.0
 
     def clear(self) -> None:
         """Start a new activation."""
-        self.interval.clear()
-        self.age.clear()
-        self.execution.clear()
+        for histogram in (self.lateness, self.age, self.execution, self.command_age):
+            histogram.clear()
         self.ticks = self.missed = self.window_ticks = 0
         self.window_age_s = self.last_execution_s = 0.0
 
-    def begin(self, began_s: float, stamp_s: float, age_s: float) -> None:
-        """A tick begins: ``began_s`` on a monotonic clock, its state was stamped ``stamp_s``."""
+    def begin(self, began_s: float, stamp_s: float, age_s: float, late_s: float) -> None:
+        """A tick begins: ``began_s`` on a monotonic clock, ``late_s`` after it was due.
+
+        ``stamp_s`` is what ticks are counted by: the stamp of the state where the tick answers to
+        one, else its deadline. ``age_s`` is the state's age.
+        """
         if self.ticks > 0:
-            self.interval.add(began_s - self._began_s - self.period_s)
             gap = int((stamp_s - self._stamp_s) / self.period_s + 0.5) - 1
             if gap > 0:
                 self.missed += gap
+        self.lateness.add(late_s)
         self.age.add(age_s)
         if age_s > self.window_age_s:
             self.window_age_s = age_s
-        self._began_s, self._stamp_s = began_s, stamp_s
+        self._began_s, self._stamp_s, self._age_s = began_s, stamp_s, age_s
         self.ticks += 1
         self.window_ticks += 1
 
     def end(self, ended_s: float) -> None:
         """The command of this tick has left."""
-        self.last_execution_s = ended_s - self._began_s
-        self.execution.add(self.last_execution_s)
+        took_s = self.last_execution_s = ended_s - self._began_s
+        self.execution.add(took_s)
+        self.command_age.add(self._age_s + took_s)

@@ -180,7 +180,7 @@ class TopicArm:
         if controller.mode == Mode.OFF:
             return
         timing = self.timing
-        timing.begin(began_s, stamp_s, age_s)
+        timing.begin(began_s, stamp_s, age_s, 0.0)
         self._effort.values[:] = controller.tick(stamp_s, decoder.q, decoder.dq)
         if controller.off:  # deactivation has just ended: fall silent
             self._node.get_logger().info("off: no torque is commanded")

@@ -42,3 +42,4 @@ def warm_up(controller: ImpedanceController | None = None) -> None:
         twin.offer(0.001, field)
     twin.tick(0.001, home, zero)
     twin.brake(0.001)
+    assert not twin.silent

@@ -36,7 +36,8 @@ from niaf_impedance import tick as k
 from niaf_impedance import tool_task as task
 from niaf_impedance.admission import Reason
 from niaf_impedance.journal import JournaledController, restore_state, state_values
-from niaf_impedance.loop import ControlLoop, LoopLimits
+from niaf_impedance.lateness import ONLY_COUNT
+from niaf_impedance.loop import ControlLoop
 from niaf_impedance.references import reference_from_message
 from niaf_impedance.replay import replay_session
 from niaf_impedance.robot_config import RobotConfigError, load_robot_config
@@ -623,10 +624,7 @@ def test_a_thousand_ticks_of_the_loop_allocate_nothing(arm, tool_prior):
     """A hand-over lies inside; the compiled loop counts what its runtime allocates."""
     warm_up(ImpedanceController(ControllerConfig(), arm, tool_prior))
     controller = ImpedanceController(ControllerConfig(state_timeout_s=30.0), arm, tool_prior)
-    patient = LoopLimits(
-        warn_lateness_s=1e9, brake_lateness_s=1e9, damp_lateness_s=1e9, brake_misses=10**9,
-        damp_misses=10**9)
-    loop = ControlLoop(controller, 2000.0, patient)
+    loop = ControlLoop(controller, 2000.0, ONLY_COUNT)
     _nrt_python.memsys_enable_stats()
     home = arm.config.home_rad
     loop.offer_state(loop.now_s(), home, np.zeros(7))

@@ -108,8 +108,9 @@ def test_histogram_percentiles_agree_with_numpy():
 def test_missed_ticks_are_counted_by_the_stamps():
     timing = LoopTiming(0.001)
     for i in (0, 1, 2, 5, 6):
-        timing.begin(10.0 + 0.001 * i, 0.001 * i, 0.0002)
+        timing.begin(10.0 + 0.001 * i, 0.001 * i, 0.0002, 0.0001)
         timing.end(10.0 + 0.001 * i + 5e-5)
     assert timing.missed == 2
-    assert timing.interval.percentiles().max_s == pytest.approx(0.002, abs=1e-6)
+    assert timing.lateness.percentiles().max_s == pytest.approx(0.0001)
     assert timing.last_execution_s == pytest.approx(5e-5)
+    assert timing.command_age.percentiles().p50_s == pytest.approx(0.00025, abs=1e-6)
