@@ -63,12 +63,15 @@ def recording_features(
     joint_names: Sequence[str],
     cameras: Mapping[str, tuple[int, int]],
     objects: Sequence[str] = (),
+    tool: bool = False,
 ) -> dict[str, Feature]:
     """Features of the house's recordings.
 
     joint_names: arm joints in order (the gripper width is added as a last state element).
     cameras: camera name -> (height, width) in pixels.
     objects: names of objects whose privileged xyz (metres, robot base) is recorded.
+    tool: measured pose and twist of the tool, and the pose of its reference, in the robot's base:
+    position (m) and unit quaternion x y z w; linear (m/s) and angular velocity (rad/s).
     """
     joints = tuple(joint_names)
     features = {
@@ -77,6 +80,11 @@ def recording_features(
         "action": Feature("float32", (len(joints) + 1,), joints + ("gripper_width_m",)),
         "is_expert": Feature("bool", (1,), ("is_expert",)),
     }
+    if tool:
+        pose, twist = ("x", "y", "z", "qx", "qy", "qz", "qw"), ("vx", "vy", "vz", "wx", "wy", "wz")
+        features["observation.tool_pose"] = Feature("float32", (len(pose),), pose)
+        features["observation.tool_velocity"] = Feature("float32", (len(twist),), twist)
+        features["action.tool_pose"] = Feature("float32", (len(pose),), pose)
     if objects:
         names = tuple(f"{name}.{axis}" for name in objects for axis in "xyz")
         features["privileged.cubes"] = Feature("float32", (len(names),), names)

@@ -36,6 +36,13 @@ def pose_of_motion(motion, base, out):  # type: ignore[no-untyped-def]
     out[6] = np.cos(0.5 * angle)
 
 
+def pose_vector(motion: FloatArray) -> FloatArray:
+    """Pose [7] of a motion [24]."""
+    pose = np.zeros(POSE)
+    pose_of_motion(motion, _BASE, pose)
+    return pose
+
+
 class ToolState:
     """Of one controller.
 

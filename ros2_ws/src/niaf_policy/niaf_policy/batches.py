@@ -19,6 +19,7 @@ from niaf_data import DatasetError, LeRobotDataset, open_datasets
 from niaf_policy.config import AugmentConfig, DataConfig
 from niaf_policy.normalization import Normalization, measure_normalization
 from niaf_policy.tokenizer import encode_instruction
+from niaf_policy.tool_labels import POSE, TOOL_NAMES, tool_labels
 
 STATE = "observation.state"
 VELOCITY = "observation.velocity"
@@ -26,6 +27,9 @@ ACTION = "action"
 EXPERT = "is_expert"
 OBJECTS = "privileged.cubes"
 IMAGES = "observation.images."
+TOOL, TOOL_VELOCITY, TOOL_ACTION = (
+    "observation.tool_pose", "observation.tool_velocity", "action.tool_pose"
+)
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,13 @@ class Batch:
     """One batch; shapes as in NiafPolicy.forward and losses.action_losses."""
 
     images: Tensor  # uint8 or float [B, V, h, w, 3]
-    state: Tensor  # [B, D], as the policy sees it (with noise in training)
+    state: Tensor  # [B, J + 1], as the policy sees it (with noise in training)
     velocity: Tensor  # [B, J]
     text_ids: Tensor  # [B, S]
     text_mask: Tensor  # [B, S]
-    anchor: Tensor  # [B, D], measured joints and zero for the gripper, without noise
+    anchor: Tensor  # [B, D], as in Normalization, without noise
     action: Tensor  # [B, K, D]
-    action_velocity: Tensor  # [B, K, J]
+    action_velocity: Tensor  # [B, K, A]
     action_is_pad: Tensor  # bool [B, K]
     objects: Tensor | None  # [B, 3M]
     target: Tensor  # [B] index of the named object or -1
@@ -74,10 +78,14 @@ class ChunkData:
             )
         self.samples = round(steps) + 1
         keys = [IMAGES + camera for camera in config.cameras]
-        for key in [STATE, VELOCITY, ACTION, *keys]:
+        moves_tool = config.channels == "tool"
+        tool_keys = [TOOL, TOOL_VELOCITY, TOOL_ACTION] if moves_tool else []
+        for key in [STATE, VELOCITY, ACTION, *tool_keys, *keys]:
             if key not in source.features:
+                remedy = "; record it anew with tool poses" if key in tool_keys else ""
                 raise DatasetError(
                     f"'{source.datasets[0].root}' lacks '{key}'; it has {sorted(source.features)}"
+                    f"{remedy}"
                 )
         columns = source.columns()
         names = source.features[STATE].names or ()
@@ -85,6 +93,15 @@ class ChunkData:
         self.state = columns[STATE].astype(np.float32)
         self.velocity = columns[VELOCITY].astype(np.float32)
         self.action = columns[ACTION].astype(np.float32)
+        self.action_names = TOOL_NAMES if moves_tool else self.joint_names
+        self.tool = {key: columns[key].astype(np.float64) for key in tool_keys}
+        for key in tool_keys:
+            width = len(TOOL_NAMES) if key == TOOL_VELOCITY else POSE
+            if self.tool[key].shape[1:] != (width,):
+                raise DatasetError(
+                    f"'{key}' has shape {self.tool[key].shape[1:]}, expected ({width},): position "
+                    "and quaternion x y z w, of the velocity linear and angular"
+                )
         if len(self.joint_names) != self.velocity.shape[1]:
             raise DatasetError(
                 f"'{STATE}' names {names} must be the joints of '{VELOCITY}' "
@@ -152,13 +169,15 @@ class ChunkData:
         return train, np.flatnonzero(self.expert & out)
 
     def chunk(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """anchor [B, D], action [B, K, D], velocity [B, K, J], action_is_pad [B, K]."""
+        """anchor [B, D], action [B, K, D], velocity [B, K, A], action_is_pad [B, K]."""
         ahead = frames[:, None] + np.arange(self.samples)  # [B, K]
         end = self.run_end[frames][:, None]
         rests = self.run_end[frames] == self.last[frames]
         beyond = ahead > end
         pad = beyond & ~rests[:, None]
         picked = np.minimum(ahead, end)
+        if self.tool:
+            return *self._tool_chunk(frames, picked, beyond), pad
         source = self.action if self.config.position_source == "action" else self.state
         action = source[picked]
         if self.config.position_source == "state":  # the gripper's command, not its lagging width
@@ -169,17 +188,38 @@ class ChunkData:
         anchor[:, -1] = 0.0
         return anchor, action, velocity, pad
 
+    def _tool_chunk(
+        self, frames: np.ndarray, picked: np.ndarray, beyond: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """anchor, action, velocity of the tool channels; picked, beyond [B, K]: label's frame, and
+        whether it stands for a time past the end."""
+        source = TOOL_ACTION if self.config.position_source == "action" else TOOL
+        start, twists = self.tool[TOOL][frames], self.tool[TOOL_VELOCITY][picked]
+        twists = np.where(beyond[..., None], 0.0, twists)
+        values, rates = tool_labels(start, self.tool[source][picked], twists)
+        action = np.concatenate([values, self.action[picked][..., -1:]], axis=-1)
+        anchor = np.zeros((len(frames), action.shape[-1]), np.float32)
+        anchor[:, :3] = start[:, :3]
+        return anchor, action.astype(np.float32), rates.astype(np.float32)
+
     def normalization(self, frames: np.ndarray, limit: int = 40000) -> Normalization:
         """Measured over (at most `limit` evenly spaced of) the given frames."""
         picks = frames[:: max(1, len(frames) // limit)]
         anchor, action, _, pad = self.chunk(picks)
+        if self.tool:
+            reached, rate = action[~pad], self.tool[TOOL_VELOCITY][frames]
+        else:
+            reached = np.concatenate([self.action[frames], self.state[frames]])
+            rate = self.velocity[frames]
         return measure_normalization(
             joint_names=self.joint_names,
+            action_names=self.action_names,
             object_names=self.object_names,
             horizon_s=self.config.horizon_s,
             relative=(action - anchor[:, None]).astype(np.float64),
             valid=~pad,
-            action=self.action[frames].astype(np.float64),
+            reached=reached.astype(np.float64),
+            rate=rate.astype(np.float64),
             state=self.state[frames].astype(np.float64),
             velocity=self.velocity[frames].astype(np.float64),
             objects=None if self.objects is None else self.objects[frames].astype(np.float64),

@@ -25,6 +25,12 @@ from torch import Tensor, nn
 from transformers import Florence2Config
 
 from niaf_field import Channel, FieldError, Prior, load_prior, save_prior
+from niaf_field.channels import (
+    CARTESIAN_POSITION,
+    CARTESIAN_ROTATION,
+    JOINT_POSITION,
+    POSITION_NAMES,
+)
 from niaf_policy.backbone import Florence2Backbone
 from niaf_policy.config import Config, ConfigError, ModelConfig, from_dict, to_dict
 from niaf_policy.model import NiafPolicy, query_count
@@ -65,9 +71,9 @@ class Checkpoint:
 def export_prior(siren: SirenPrior, normalization: Normalization) -> Prior:
     """The shared network with its channel table, as the controller's package holds it."""
     channels = [
-        Channel(name, "rad", "joint_position", "relative", mean, scale)
+        Channel(name, *_meaning(name, normalization), "relative", mean, scale)
         for name, mean, scale in zip(
-            normalization.joint_names,
+            normalization.action_names,
             normalization.action_mean,
             normalization.action_scale,
             strict=False,
@@ -95,6 +101,13 @@ def export_prior(siren: SirenPrior, normalization: Normalization) -> Prior:
             "velocity_max": normalization.velocity_max,
         },
     )
+
+
+def _meaning(name: str, normalization: Normalization) -> tuple[str, str]:
+    """Unit and kind of a channel that moves the arm."""
+    if not normalization.moves_tool:
+        return "rad", JOINT_POSITION
+    return ("m", CARTESIAN_POSITION) if name in POSITION_NAMES else ("rad", CARTESIAN_ROTATION)
 
 
 def shipped_state(model: nn.Module) -> dict[str, Tensor]:

@@ -84,6 +84,9 @@ class DataConfig:
     cameras: tuple[str, ...] = ("scene", "wrist")
     # Length of a chunk in seconds; its samples lie on the frame grid, both ends included.
     horizon_s: float = 1.0
+    # What the channels move: 'joints', or 'tool' (an end-effector policy: position and rotation
+    # vector relative to the tool pose at the observation; needs tool poses in the recordings).
+    channels: str = "joints"
     # Position labels: 'action' (reference sent to the arm) or 'state' (measured).
     position_source: str = "action"
     # Frames in the first onset_s of a run of expert frames are drawn onset_factor times as often.
@@ -119,9 +122,10 @@ class LossConfig:
     """Weights. Every term is a mean over valid samples and channels, then weighted.
 
     position: squared error of the normalised action (unit: channel scale squared).
-    velocity: squared error of analytic velocity against the drives' in rad/s, each channel
-        divided by its velocity scale (normalization.json).
-    jerk: squared analytic jerk in (rad/s^3)^2, so the weight has unit (rad/s^3)^-2.
+    velocity: squared error of analytic velocity against the measured one (rad/s; of the tool also
+        m/s), each channel divided by its velocity scale (normalization.json).
+    jerk: squared analytic jerk in (rad/s^3)^2, so the weight has unit (rad/s^3)^-2; of tool
+        positions in (m/s^3)^2 with the same weight.
     auxiliary: squared error of privileged object positions in units of their standard deviation.
     """
 
@@ -217,6 +221,7 @@ def _check(c: Config) -> None:
         d.position_source,
         "use 'action' or 'state'",
     )
+    need(d.channels in ("joints", "tool"), "data.channels", d.channels, "use 'joints' or 'tool'")
     need(
         not d.weights or len(d.weights) == len(d.roots),
         "data.weights",

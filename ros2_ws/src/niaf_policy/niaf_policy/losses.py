@@ -13,12 +13,12 @@ from niaf_policy.normalization import Normalization
 
 @dataclass(frozen=True)
 class LossScales:
-    """Constants of the loss as tensors. D channels: J joints, then the gripper."""
+    """Constants of the loss as tensors. D channels: A that move the arm, then the gripper."""
 
     horizon_s: float
     action_mean: Tensor  # [D]
     action_scale: Tensor  # [D]
-    velocity_scale: Tensor  # [J]
+    velocity_scale: Tensor  # [A]
     object_mean: Tensor  # [3M]
     object_std: Tensor  # [3M]
 
@@ -69,7 +69,7 @@ def action_losses(
     """Unweighted terms 'position', 'velocity', 'jerk' (each only if its weight is positive).
 
     jets [B, order+1, K, D] d^n Phi / d tau^n in network units; anchor [B, D]; action [B, K, D] in
-    rad and m; velocity [B, K, J] rad/s reported by the drives; action_is_pad [B, K].
+    rad and m; velocity [B, K, A] measured, rad/s and m/s; action_is_pad [B, K].
     """
     joints = scales.velocity_scale.shape[0]
     samples = jets.shape[2]

@@ -145,11 +145,16 @@ class Trainer:
 
     def _check_normalization(self, origin: pathlib.Path) -> None:
         n, d = self.normalization, self.data
-        if n.joint_names != d.joint_names or n.samples != d.samples:
-            raise CheckpointError(
-                f"'{origin}' was trained with joints {n.joint_names} and {n.samples} samples per "
-                f"chunk, the data have {d.joint_names} and {d.samples}; use matching data"
-            )
+        for what, theirs, ours in (
+            ("joints", n.joint_names, d.joint_names),
+            ("channels", n.action_names, d.action_names),
+            ("samples per chunk", n.samples, d.samples),
+        ):
+            if theirs != ours:
+                raise CheckpointError(
+                    f"'{origin}' was trained with {what} {theirs}, the data have {ours}; use "
+                    "matching data"
+                )
 
     def _load_auxiliary(self, path: pathlib.Path) -> None:
         """Continue with the training-only head where the other run's state is still there."""
@@ -263,22 +268,24 @@ class Trainer:
     def _physical_errors(
         self, jets: Tensor, auxiliary: Tensor | None, batch: Batch
     ) -> dict[str, float]:
-        """Mean absolute errors in rad, m and rad/s, and the named object's mean distance in m."""
-        joints, scale = self.normalization.joints, self.scales
+        """Mean absolute errors in rad, m, rad/s, m/s, and the named object's mean distance in m."""
+        moving, scale = len(self.normalization.action_names), self.scales
         valid = (~batch.action_is_pad).float().unsqueeze(-1)
         share = valid.mean().clamp_min(1e-6)
         action = jets[:, 0] * scale.action_scale + scale.action_mean + batch.anchor.unsqueeze(1)
         error = (action - batch.action).abs() * valid / share
-        rate = jets[:, 1, :, :joints] * (2.0 / scale.horizon_s * scale.action_scale[:joints])
+        rate = jets[:, 1, :, :moving] * (2.0 / scale.horizon_s * scale.action_scale[:moving])
+        rate_error = (rate - batch.action_velocity).abs() * valid / share
         half = self.data.samples // 2
-        out = {
-            "joint_error_rad": error[..., :joints].mean().item(),
-            "joint_error_first_half_rad": error[:, :half, :joints].mean().item(),
-            "gripper_error_m": error[..., joints].mean().item(),
-            "velocity_error_rad_s": ((rate - batch.action_velocity).abs() * valid / share)
-            .mean()
-            .item(),
-        }
+        out = {"gripper_error_m": error[..., moving].mean().item()}
+        if self.normalization.moves_tool:
+            parts = [("tool", "m", slice(0, 3)), ("tool", "rad", slice(3, 6))]
+        else:
+            parts = [("joint", "rad", slice(0, moving))]
+        for name, unit, part in parts:
+            out[f"{name}_error_{unit}"] = error[..., part].mean().item()
+            out[f"{name}_error_first_half_{unit}"] = error[:, :half, part].mean().item()
+            out[f"velocity_error_{unit}_s"] = rate_error[..., part].mean().item()
         named = batch.target >= 0
         if auxiliary is not None and batch.objects is not None and bool(named.any()):
             index = batch.target[named]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 from niaf_data import LeRobotWriter, recording_features
 from niaf_policy.checkpoint import save_checkpoint
@@ -14,6 +16,7 @@ from niaf_policy.config import Config, from_dict
 from niaf_policy.model import NiafPolicy, fresh_backbone
 from niaf_policy.normalization import Normalization
 from niaf_policy.tokenizer import train_tokenizer
+from niaf_policy.tool_labels import TOOL_NAMES
 
 JOINTS = tuple(f"panda_joint{i}" for i in range(1, 8))
 OBJECTS = ("red", "green")
@@ -42,12 +45,13 @@ TINY_MODEL: dict[str, Any] = {
 }
 
 
-def normalization(samples: int = 11) -> Normalization:
-    """Plausible statistics, different for every channel."""
+def normalization(samples: int = 11, tool: bool = False) -> Normalization:
+    """Plausible statistics, different for every channel. ``tool``: the channels move the tool."""
     ramp = tuple(float(np.float32(0.1 + 0.02 * i)) for i in range(8))
     joints, zeros = ramp[:7], (0.0,) * 8
-    return Normalization(
+    made = Normalization(
         joint_names=JOINTS,
+        action_names=JOINTS,
         horizon_s=0.5,
         samples=samples,
         action_mean=tuple(float(np.float32(0.01 * i)) for i in range(8)),
@@ -65,6 +69,19 @@ def normalization(samples: int = 11) -> Normalization:
         object_mean=(0.1,) * 6,
         object_std=(0.2,) * 6,
     )
+    if not tool:
+        return made
+    return dataclasses.replace(
+        made,
+        action_names=TOOL_NAMES,
+        action_mean=zeros[:7],
+        action_scale=(0.05, 0.05, 0.05, 0.2, 0.2, 0.2, 0.04),
+        velocity_scale=(0.1, 0.1, 0.1, 0.5, 0.5, 0.5),
+        **{
+            name: getattr(made, name)[:7]
+            for name in ("position_min", "position_max", "velocity_min", "velocity_max")
+        },
+    )
 
 
 def tiny_config(**sections: dict[str, Any]) -> Config:
@@ -76,12 +93,14 @@ def tiny_config(**sections: dict[str, Any]) -> Config:
     return config
 
 
-def tiny_model(config: Config, seed: int = 0, auxiliary: bool = False) -> tuple[NiafPolicy, Any]:
+def tiny_model(
+    config: Config, seed: int = 0, auxiliary: bool = False, tool: bool = False
+) -> tuple[NiafPolicy, Any]:
     """(model, tokenizer), untrained: its heads are zero."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(INSTRUCTIONS, config.model.vocab_size)
     backbone = fresh_backbone(config.model, tokenizer)
-    return NiafPolicy(config.model, normalization(), backbone, auxiliary), tokenizer
+    return NiafPolicy(config.model, normalization(tool=tool), backbone, auxiliary), tokenizer
 
 
 def stir_heads(model: NiafPolicy, spread: float = 0.05, seed: int = 1) -> None:
@@ -110,12 +129,32 @@ def make_checkpoint(folder: pathlib.Path, **sections: dict[str, Any]) -> pathlib
     return folder
 
 
+def tool_columns(t: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a tool that swings with the times t [N]; its reference is 5 mm higher."""
+    place = np.stack([0.5 + 0.1 * np.sin(2 * t), 0.0 * t, 0.3 + 0.05 * np.cos(2 * t)], axis=1)
+    speed = np.stack([0.2 * np.cos(2 * t), 0.0 * t, -0.1 * np.sin(2 * t)], axis=1)
+    axis = np.array([0.0, 1.0, 0.0])
+    turn = Rotation.from_rotvec(0.3 * np.sin(2 * t)[:, None] * axis)
+    pose = np.hstack([place, (turn * Rotation.from_rotvec([np.pi, 0.0, 0.0])).as_quat()])
+    twist = np.hstack([speed, 0.6 * np.cos(2 * t)[:, None] * axis])
+    columns = {
+        "observation.tool_pose": pose,
+        "observation.tool_velocity": twist,
+        "action.tool_pose": pose + np.array([0.0, 0.0, 0.005, 0.0, 0.0, 0.0, 0.0]),
+    }
+    return {key: values.astype(np.float32) for key, values in columns.items()}
+
+
 def make_recording(
-    root: pathlib.Path, episodes: int = 3, length: int = 14, seed: int = 0
+    root: pathlib.Path, episodes: int = 3, length: int = 14, seed: int = 0, tool: bool = False
 ) -> pathlib.Path:
-    """Smooth joint motions with images that show their phase; some frames are not the expert's."""
+    """Smooth joint motions with images that show their phase; some frames are not the expert's.
+
+    ``tool``: with poses of a tool that moves along x and z and turns about the base's y, the hand
+    pointing down (about half a turn from the base); it does not belong to the joints.
+    """
     features = recording_features(JOINTS, {"scene": (IMAGE, IMAGE), "wrist": (IMAGE, IMAGE)},
-                                  OBJECTS)
+                                  OBJECTS, tool=tool)
     rng = np.random.default_rng(seed)
     with LeRobotWriter(root, FPS, features, "panda") as writer:
         for e in range(episodes):
@@ -130,8 +169,10 @@ def make_recording(
             expert = np.ones(length, bool)
             if e == 1:
                 expert[5:8] = False
+            swing = t + rng.uniform(0, 2 * np.pi)
             writer.add_episode(
                 {
+                    **(tool_columns(swing) if tool else {}),
                     "observation.state": np.hstack([q, grip]).astype(np.float32),
                     "observation.velocity": dq.astype(np.float32),
                     "action": np.hstack([q + 0.01, grip]).astype(np.float32),

@@ -11,6 +11,8 @@ import numpy as np
 from niaf_field.fold import fold
 from niaf_field.prior import Prior
 from niaf_field.reference import ActionField, SplineReference, spline_reference
+from niaf_impedance.arm_model import ArmModel
+from niaf_impedance.reanchoring import measured_anchor
 from niaf_sim import scene
 from niaf_sim.env import LockstepEnv, Observation
 from niaf_sim.expert import Expert
@@ -88,7 +90,7 @@ class PolicyAgent:
         gamma, beta = self.policy.infer(vars(observation))
         prior = self.policy.prior
         return ActionField(
-            folded=fold(prior, gamma, beta, anchor_of(prior, observation.state)),
+            folded=fold(prior, gamma, beta, anchor_of(prior, env.arm, observation.state)),
             start_s=observation.stamp_s,
             horizon_s=prior.horizon_s,
             sequence=env.next_sequence(),
@@ -97,16 +99,10 @@ class PolicyAgent:
         )
 
 
-def anchor_of(prior: Prior, state: FloatArray) -> FloatArray:
-    """Anchor [D]: the measured joint position for relative channels, zero for absolute ones."""
-    anchor = np.zeros(len(prior.channels))
-    joint = 0
-    for i, channel in enumerate(prior.channels):
-        if channel.kind == "joint_position":
-            if channel.semantics == "relative":
-                anchor[i] = state[joint]
-            joint += 1
-    return anchor
+def anchor_of(prior: Prior, arm: ArmModel, state: FloatArray) -> FloatArray:
+    """Anchor [D] for an observed ``state``: what is measured for relative channels, zero for
+    absolute ones. Of channels that move the tool that is its pose at the observed joints."""
+    return measured_anchor(prior, arm, state[: arm.n], float(state[-1]))
 
 
 def plan_from_here(env: LockstepEnv, expert: Expert) -> SplineReference:

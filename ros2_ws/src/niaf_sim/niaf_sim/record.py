@@ -26,6 +26,8 @@ from tqdm import tqdm
 
 from niaf_data.features import recording_features
 from niaf_data.writer import LeRobotWriter
+from niaf_impedance.tool_setup import moves_tool, tool_pose
+from niaf_impedance.tool_state import pose_vector
 from niaf_sim import scene
 from niaf_sim.agents import (
     DEFAULT_POLICY_FACTORY,
@@ -72,6 +74,7 @@ class EpisodeRecorder:
             "observation.state": np.append(cell.q, cell.gripper_width_m).astype(np.float32),
             "observation.velocity": cell.dq.astype(np.float32),
             "action": np.append(telemetry.q_ref, env.controller.gripper_m).astype(np.float32),
+            **tool_columns(env),
             "is_expert": np.array([is_expert]),
             "privileged.cubes": cell.cube_positions_m().ravel().astype(np.float32),
         }
@@ -82,6 +85,19 @@ class EpisodeRecorder:
 
     def frames(self) -> dict[str, np.ndarray]:
         return {key: np.stack(rows) for key, rows in self.columns.items()}
+
+
+def tool_columns(env: LockstepEnv) -> dict[str, np.ndarray]:
+    """Tool pose and twist at the drives' joints, and tool pose of the reference's joints."""
+    cell, arm = env.cell, env.arm
+    measured, jac = tool_pose(arm, cell.q)
+    reference, _ = tool_pose(arm, env.controller.telemetry.q_ref)
+    columns = {
+        "observation.tool_pose": pose_vector(measured),
+        "observation.tool_velocity": jac @ cell.dq,
+        "action.tool_pose": pose_vector(reference),
+    }
+    return {key: values.astype(np.float32) for key, values in columns.items()}
 
 
 def record_episode(
@@ -166,6 +182,11 @@ def _work(job: WorkerJob, queue: Any) -> None:
         policy = None
         if job.checkpoint is not None:
             policy = PolicyAgent(load_policy(job.checkpoint, job.factory))
+            if moves_tool(policy.policy.prior):
+                raise ValueError(
+                    f"{job.checkpoint} moves the tool: its controller refuses the expert's plans, "
+                    "which are of joints; record demonstrations only (without --checkpoint)"
+                )
         env = LockstepEnv(
             robot_config(job.robot), prior=None if policy is None else policy.policy.prior
         )
@@ -176,7 +197,7 @@ def _work(job: WorkerJob, queue: Any) -> None:
             for camera in env.cell.config.scene.cameras
             if camera.name in OBSERVED_CAMERAS
         }
-        features = recording_features(scene.ARM_JOINTS, cameras, COLOURS)
+        features = recording_features(scene.ARM_JOINTS, cameras, COLOURS, tool=True)
         with LeRobotWriter(job.root, config.fps, features, "panda_sim") as writer:
             for k in range(job.episodes):
                 seed = job.first_seed + k

@@ -81,7 +81,8 @@ def test_recorded_episode_reads_back_and_marks_who_drove(env, expert, tmp_path):
     assert success
     driven = frames["is_expert"][:, 0]
     assert driven.any() and not driven.all()
-    features = recording_features(scene.ARM_JOINTS, {"scene": (96, 96), "wrist": (96, 96)}, COLOURS)
+    cameras = {"scene": (96, 96), "wrist": (96, 96)}
+    features = recording_features(scene.ARM_JOINTS, cameras, COLOURS, tool=True)
     with LeRobotWriter(tmp_path / "set", config.fps, features, "panda_sim") as writer:
         writer.add_episode(frames, INSTRUCTIONS[0])
     read = open_dataset(tmp_path / "set")
