@@ -358,7 +358,7 @@ class BusArm:
                 loop.step(due_s, now_s)
                 if loop.enabled:
                     age_s = now_s - float(np.nanmin(loop.state.stamp))
-                    timing.begin(now_s, due_s, age_s)
+                    timing.begin(now_s, due_s, age_s, now_s - due_s)
                     timing.end(clock())
                 self._watch_problem = ""
                 # Lost periods are not caught up: answers could not come in between.

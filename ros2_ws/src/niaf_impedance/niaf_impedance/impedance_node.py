@@ -685,7 +685,7 @@ class ImpedanceNode(LifecycleNode):
             "fields accepted": controller.accepted_count,
             "fields refused": controller.refused_count,
         })
-        interval = timing.interval.percentiles()
+        interval = timing.lateness.percentiles()
         loop = DiagnosticStatus(name=f"{who}: loop", hardware_id=self._hardware)
         worst = interval.max_s / timing.period_s if timing.window_ticks else 0.0
         loop.level = DiagnosticStatus.OK
