@@ -344,7 +344,7 @@ class BusArm:
             if now_s < due_s:
                 time.sleep(due_s - now_s)
                 now_s = clock()
-            was_on = loop.enabled
+            runs = loop.runs
             for work, future in self._drain():
                 try:
                     future.set_result(work())
@@ -353,7 +353,7 @@ class BusArm:
             self._wall.follow(clock(), time.time())
             loop.clock_offset_s = self._wall.offset_s - self._epoch_s
             if loop.enabled:
-                if not was_on:  # starting took many periods
+                if loop.runs != runs:  # starting or resetting the motors took many periods
                     now_s = due_s = clock()
                 loop.step(due_s, now_s)
                 if loop.enabled:

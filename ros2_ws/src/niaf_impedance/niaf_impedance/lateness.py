@@ -36,9 +36,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 from numba import njit
+
+from niaf_impedance.faults import Fault, Mode
 
 FloatArray = np.ndarray
 
@@ -196,3 +199,23 @@ class Lateness:
             f"periods within {self._window_s:g} s now, the latest tick {self.worst_s * 1e3:.1f} "
             "ms); relieve the CPU, grant real-time priority or lower the rate"
         )
+
+
+class Stoppable(Protocol):
+    """What ``step_down`` asks of a controller (``ImpedanceController``)."""
+
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def last_tick_s(self) -> float: ...
+
+    def brake(self, t_s: float) -> None: ...
+    def report_fault(self, fault: Fault, joint: int = -1) -> None: ...
+
+
+def step_down(rung: int, controller: Stoppable) -> None:
+    """Go down the ladder as far as the lateness of the loop demands, from the thread that ticks."""
+    if rung >= RUNG_DAMP:
+        controller.report_fault(Fault.LOOP_LATE)
+    elif rung == RUNG_BRAKE and controller.mode == Mode.TRACK:
+        controller.brake(controller.last_tick_s)

@@ -1,4 +1,5 @@
-"""Which measured states may reach the tick: stamp, age and order. No ROS, no clock."""
+"""Which measured states may reach the tick, and how late this process is with them. No ROS, no
+clock."""
 
 from __future__ import annotations
 
@@ -57,3 +58,40 @@ class StateGate:
                 return self.refuse("its stamp lies more than a second before the one before")
         self.newest_s, self.received_s, self.problem = stamp_s, received_s, ""
         return True
+
+
+class OwnDelay:
+    """What an event-driven loop itself is late with, as opposed to states that come late.
+
+    The middleware receives in threads of its own, so it knows when a state arrived, and numbers
+    tell how many were published since the one before. Where it tells neither, nothing is counted
+    against the loop: STATE_STALE remains.
+
+    Attributes:
+        late_s: how long the newest state waited in this process.
+        gap_s: time between the stamps of the newest two, as far as states that were published in
+            between never reached the tick (the loop was busy, or the network lost them); else 0.
+    """
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self.late_s = self.gap_s = 0.0
+        self._number: int | None = None
+        self._stamp_s = 0.0
+
+    def note(
+        self, stamp_s: float, now_s: float, received_s: float | None, number: int | None
+    ) -> None:
+        """A state stamped ``stamp_s`` reaches the loop at ``now_s``.
+
+        received_s: when the middleware received it, clock of ``now_s``; number: its publisher's.
+        """
+        self.late_s = 0.0 if received_s is None else max(0.0, now_s - received_s)
+        self.gap_s = 0.0
+        if number is not None and self._number is not None:
+            # another publisher has other numbers; never more than the stamps can explain
+            published = number - self._number
+            if published > 1:
+                self.gap_s = max(
+                    0.0, min(stamp_s - self._stamp_s, (published + 0.5) * self._period_s))
+        self._number, self._stamp_s = number, stamp_s

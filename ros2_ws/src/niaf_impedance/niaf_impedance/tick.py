@@ -183,10 +183,10 @@ def silent(si, tel, tau):
     """``ImpedanceController.silent``."""
     if si[SI_MODE] != MODE_DAMP or si[SI_FAULT] != F_STATE_FROZEN:
         return False
+    at_weight = True
     for i in range(tau.shape[0]):
-        if not abs(tau[i] - tel[TEL_GRAVITY, i]) < 1e-6:
-            return False
-    return True
+        at_weight = at_weight and abs(tau[i] - tel[TEL_GRAVITY, i]) < 1e-6
+    return at_weight
 
 
 @njit(cache=True, nogil=True)

@@ -8,6 +8,7 @@ import can
 import numpy as np
 import pytest
 from drives_support import HandClock
+from impedance_support import make_spline
 
 from niaf_impedance import ControllerConfig, ImpedanceController, default_robot_config_path
 from niaf_impedance.controller import ResetRefusedError
@@ -215,6 +216,63 @@ def test_falling_back_is_a_choice(make):
     assert rig.loop.closing is Closing.TORQUE
     assert rig.loop.figures.late_steps == 10
     assert rig.loop.figures.worst_lateness_s == pytest.approx(1.5 * PERIOD_S)
+
+
+def following(rig) -> None:
+    """Take over and follow a motion of a second (so small that the arm here may stand still)."""
+    rig.start()
+    rig.step(2)
+    now = rig.controller.last_tick_s
+    assert rig.controller.offer(now, make_spline(rig.q.copy(), now, 1, reach=0.002)).accepted
+    rig.step(2)
+    assert rig.controller.mode is Mode.TRACK
+
+
+def until(rig, mode: Mode, count: int, late_s: float) -> int:
+    for i in range(count):
+        rig.step(1, late_s)
+        if rig.controller.mode is mode:
+            return i + 1
+    raise AssertionError(f"not {mode.name} after {count} steps")
+
+
+def test_a_host_that_stays_late_brakes_and_then_damps_by_name(make):
+    rig = make(closing=Closing.GAINS)
+    following(rig)
+    late_s = 1.5 * PERIOD_S
+    rig.step(3, late_s)
+    assert rig.controller.mode is Mode.TRACK, "three late steps are counted"
+    until(rig, Mode.BRAKE, 40, late_s)
+    assert rig.controller.fault is Fault.NONE
+    assert "braked because the loop was late" in rig.loop.lateness.text
+    until(rig, Mode.DAMP, 80, late_s)
+    assert rig.controller.fault is Fault.LOOP_LATE
+    assert "LOOP_LATE: damped" in rig.loop.problem
+    assert all(motor.command.kp == 0.0 for motor in rig.motors[:7])
+    rig.step(5)  # damping goes on
+    rig.loop.reset(rig.clock.now_s)
+    rig.step(5)
+    assert rig.controller.mode is Mode.HOLD and rig.loop.problem == ""
+
+
+def test_gains_in_the_motors_come_before_braking_where_they_are_configured(make):
+    rig = make(closing=Closing.TORQUE)
+    following(rig)
+    rig.step(1, late_s=0.015)  # late enough to brake
+    assert rig.loop.closing is Closing.GAINS
+    rig.step(2)
+    assert rig.controller.mode is Mode.TRACK
+    rig.step(1, late_s=0.015)  # and again
+    rig.step(1)
+    assert rig.controller.mode is Mode.BRAKE
+
+
+def test_one_step_as_late_as_a_state_may_be_old_damps(make):
+    rig = make(closing=Closing.TORQUE)
+    following(rig)
+    rig.clock.advance(0.021)
+    rig.step(1, late_s=0.021)
+    assert (rig.controller.mode, rig.controller.fault) == (Mode.DAMP, Fault.LOOP_LATE)
 
 
 def test_late_steps_far_apart_are_no_reason_to_fall_back(make):

@@ -19,6 +19,7 @@ from niaf_impedance.lateness import (
     judge,
 )
 from niaf_impedance.settings import ControllerConfig
+from niaf_impedance.state_gate import OwnDelay
 
 PERIOD_S = 0.001
 RATES_HZ = (50.0, 250.0, 1000.0, 5000.0)
@@ -138,3 +139,40 @@ def test_whatever_it_is_told_the_share_stays_a_share(delays):
 def test_limits_that_make_no_sense_are_refused(changes, words):
     with pytest.raises(LoopLimitsError, match=words):
         Lateness(LoopLimits(**changes), PERIOD_S)
+
+
+# -- delay of an event-driven loop's own -----------------------------------------------------------
+def test_the_wait_in_this_process_is_the_loops_own_and_the_way_there_is_not():
+    delay = OwnDelay(PERIOD_S)
+    delay.note(1.000, 1.030, 1.0299, 1)  # the network took 30 ms
+    assert delay.late_s == pytest.approx(1e-4)
+    delay.note(1.001, 1.035, 1.0301, 2)  # then the executor was busy
+    assert delay.late_s == pytest.approx(4.9e-3)
+
+
+def test_a_silent_driver_leaves_no_gap_and_skipped_states_do():
+    delay = OwnDelay(PERIOD_S)
+    delay.note(1.0, 1.0, 1.0, 7)
+    assert delay.gap_s == 0.0
+    delay.note(1.5, 1.5, 1.5, 8)
+    assert delay.gap_s == 0.0, "the next one published, half a second later"
+    delay.note(1.512, 1.512, 1.512, 20)
+    assert delay.gap_s == pytest.approx(0.012), "eleven were published and never seen"
+
+
+def test_numbers_never_explain_more_than_the_stamps_do():
+    delay = OwnDelay(PERIOD_S)
+    delay.note(1.000, 1.000, 1.000, 7)
+    delay.note(1.001, 1.001, 1.001, 900_000)  # another publisher of the same topic
+    assert delay.gap_s == pytest.approx(PERIOD_S)
+    delay.note(1.002, 1.002, 1.002, 8)
+    assert delay.gap_s == 0.0
+    delay.note(2.0, 2.0, 2.0, 10)  # one lost, and a driver that was silent
+    assert delay.gap_s == pytest.approx(2.5 * PERIOD_S)
+
+
+def test_a_middleware_that_tells_nothing_makes_no_loop_late():
+    delay = OwnDelay(PERIOD_S)
+    for i in range(3):
+        delay.note(1.0 + i, 1.0 + i, None, None)
+        assert (delay.late_s, delay.gap_s) == (0.0, 0.0)

@@ -26,6 +26,9 @@ a reply late or lost, up to the limit      nothing (counted)      state carried 
 ``missing_limit`` replies missed in a row  DRIVE_SILENT, joint    DAMP, the others stay commanded
 all motors at their limit                  DRIVE_SILENT, no joint silence: the motors' own
                                                                   watchdogs damp
+this loop late (``lateness``)              nothing (counted)      GAINS with ``fall_back``, then
+                                                                  BRAKE
+this loop later still, or for longer       LOOP_LATE              DAMP
 bus-off, or ``missing_limit`` bus errors   BUS_OFF                silence, as above
 ========================================== ====================== ==============================
 """
@@ -34,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
@@ -50,6 +53,15 @@ from niaf_impedance.drives.interface import (
     Floats,
 )
 from niaf_impedance.faults import Fault, Mode
+from niaf_impedance.lateness import (
+    LIMITS,
+    RUNG_BRAKE,
+    RUNG_DAMP,
+    Lateness,
+    LoopLimits,
+    LoopLimitsError,
+    step_down,
+)
 
 #: modes in which the controller follows a reference
 _FOLLOWING = (Mode.TRACK, Mode.BRAKE, Mode.HOLD)
@@ -77,7 +89,9 @@ class BusLoopConfig:
         closing: where stiffness and damping act.
         fall_back: change from TORQUE to GAINS when the host is late; it lasts until the next start.
         late_periods: a step that begins this many periods after its deadline is late.
-        late_steps: so many late steps within late_window_s make the host late.
+        limits: when lateness brakes and damps; ``late_periods`` here and the timeout of the state
+            at ``start`` take the places of those in it.
+        late_steps: so many late steps within late_window_s are a reason to fall back.
         late_window_s: see late_steps.
         missing_limit: replies missed in a row at which a motor counts as silent.
     """
@@ -86,6 +100,7 @@ class BusLoopConfig:
     closing: Closing = Closing.GAINS
     fall_back: bool = True
     late_periods: float = 1.0
+    limits: LoopLimits = LIMITS
     late_steps: int = 3
     late_window_s: float = 1.0
     missing_limit: int = 3
@@ -134,6 +149,8 @@ class LoopController(Protocol):
     @property
     def mode(self) -> Mode: ...
     @property
+    def last_tick_s(self) -> float: ...
+    @property
     def kp(self) -> Floats: ...
     @property
     def kd(self) -> Floats: ...
@@ -152,6 +169,7 @@ class LoopController(Protocol):
     ) -> None: ...
     def tick(self, t_s: float, q: Floats, dq: Floats) -> Floats: ...
     def reset(self, t_s: float | None = None) -> None: ...
+    def brake(self, t_s: float) -> None: ...
     def report_fault(self, fault: Fault, joint: int = -1) -> None: ...
 
 
@@ -189,6 +207,7 @@ class _Run:
     bus_errors: int = 0  # in a row
     share: float = 1.0  # of the stiffness in force, below 1 while deactivating
     late_at_s: deque[float] = field(default_factory=deque)
+    began_s: float = math.nan  # the step before
 
 
 class BusLoop:
@@ -198,6 +217,8 @@ class BusLoop:
         figures: counters.
         clock_offset_s: what is added to the drive's clock to get the controller's.
         enabled: motors are on.
+        lateness: what the loop's own lateness has led to.
+        runs: how often it was started or reset.
     """
 
     def __init__(
@@ -252,6 +273,8 @@ class BusLoop:
         self._command = DriveCommand.zeros(len(wanted))
         self._state = DriveState.unknown(len(wanted))
         self._run = _Run(config.closing)
+        self.lateness = self._lateness(config.limits.damp_lateness_s)
+        self.runs = 0
 
     # -- what the caller reads --------------------------------------------------------------------
     @property
@@ -318,7 +341,8 @@ class BusLoop:
             raise
         self.enabled = True
         self.figures = LoopFigures()
-        self._run = _Run(self.config.closing)
+        self.lateness = self._lateness(state_timeout_s)
+        self._begin_run()
 
     def stop(self) -> None:
         """Take torque off every motor at once (after the controller's own ramp, as a rule).
@@ -349,7 +373,21 @@ class BusLoop:
         controller.reset(now_s + self.clock_offset_s)
         if again:
             self._activate()
+        self._begin_run()
+
+    def _begin_run(self) -> None:
         self._run = _Run(self.config.closing)
+        self.lateness.clear()
+        self.runs += 1
+
+    def _lateness(self, state_timeout_s: float) -> Lateness:
+        limits = replace(
+            self.config.limits, late_periods=self.config.late_periods,
+            damp_lateness_s=state_timeout_s)
+        try:
+            return Lateness(limits, self.config.period_s)
+        except LoopLimitsError as error:
+            raise BusLoopError(f"lateness: {error}") from error
 
     def _activate(self) -> None:
         """Hold the pose that was measured when the motors were enabled."""
@@ -405,15 +443,22 @@ class BusLoop:
 
     def _judge_lateness(self, due_s: float, now_s: float) -> None:
         run, config, late_s = self._run, self.config, now_s - due_s
-        self.figures.worst_lateness_s = max(self.figures.worst_lateness_s, late_s)
-        if late_s <= config.late_periods * config.period_s:
-            return
-        self.figures.late_steps += 1
+        figures, lateness, before = self.figures, self.lateness, self.lateness.late
+        figures.worst_lateness_s = max(figures.worst_lateness_s, late_s)
+        gap_s = 0.0 if math.isnan(run.began_s) else now_s - run.began_s
+        run.began_s = now_s
+        rung = lateness.judge(late_s, gap_s)
         late = run.late_at_s
-        late.append(now_s)
-        while late[0] < now_s - config.late_window_s:
-            late.popleft()
-        if run.closing is Closing.TORQUE and config.fall_back and len(late) >= config.late_steps:
+        if lateness.late > before:
+            figures.late_steps += 1
+            late.append(now_s)
+            while late[0] < now_s - config.late_window_s:
+                late.popleft()
+        can_fall_back = run.closing is Closing.TORQUE and config.fall_back
+        if can_fall_back and rung < RUNG_DAMP and (
+            len(late) >= config.late_steps or rung == RUNG_BRAKE
+        ):
+            lateness.clear()  # the motors bear a late host better: judged anew
             run.closing = Closing.GAINS
             run.fell_back = (
                 f"LOOP_LATE: {len(late)} steps within {config.late_window_s:g} s began more than "
@@ -421,6 +466,10 @@ class BusLoop:
                 f"{late_s * 1e3:.1f} ms); gains act in the motors until the next activation; "
                 "relieve the CPU, grant real-time priority or lower rate_hz"
             )
+        elif rung >= RUNG_DAMP:
+            self._report(Fault.LOOP_LATE, -1, lateness.text)
+        else:
+            step_down(rung, self._controller)
 
     def _judge_motors(self) -> None:
         state, limit = self._state, self.config.missing_limit
