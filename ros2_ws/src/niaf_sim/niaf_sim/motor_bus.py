@@ -106,7 +106,7 @@ class MotorBus:
 
         The torque is None while the holding brakes are closed: from the start, after
         ``close_brakes``, and whenever every motor is off, until all motors are enabled and
-        commanded.
+        commanded and torque is asked for.
         """
         self._measure()
         motors, n = self.emulator.motors, self._n
@@ -114,10 +114,12 @@ class MotorBus:
         if all(motor.off for motor in motors[:n]):
             self.close_brakes()
         if self._braked:
-            self._braked = not all(
+            commanded = all(
                 not motor.off and motor.commands > seen
                 for motor, seen in zip(motors[:n], self._seen, strict=True)
             )
+            # moteus is switched on by commands that ask for no torque
+            self._braked = not (commanded and torque.any())
         if self._braked:
             return None, None
         width = None

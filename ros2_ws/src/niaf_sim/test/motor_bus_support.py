@@ -11,6 +11,8 @@ import numpy as np
 from niaf_impedance import ControllerConfig, ImpedanceController
 from niaf_impedance.drives.bus_loop import BusLoop
 from niaf_impedance.drives.description import MIT_CAN, drives_of_arm, make_drive
+from niaf_impedance.drives.mit_emulator import EmulatedMotor
+from niaf_impedance.drives.moteus_emulator import EmulatedMoteus
 from niaf_sim.cell import Cell
 from niaf_sim.motor_bus import MotorBus
 
@@ -49,6 +51,14 @@ class PumpedBus(can.BusABC):
     def shutdown(self) -> None:
         super().shutdown()
         self._inner.shutdown()
+
+
+def break_down(motor: EmulatedMotor | EmulatedMoteus) -> None:
+    """The motor reports an electrical fault and lets go."""
+    if isinstance(motor, EmulatedMotor):
+        motor.inject_status(0xA)
+    else:
+        motor.inject_fault(33)
 
 
 class LockStep:
@@ -104,9 +114,9 @@ class LockStep:
         while self.now_s < end - 1e-9:
             while self.now_s < self.due_s + late_s - 1e-9:
                 self.pump()
+            self.loop.step(self.due_s, self.now_s)
             if each is not None:
                 each()
-            self.loop.step(self.due_s, self.now_s)
             self.due_s += period * max(1, int(np.ceil((self.now_s - self.due_s) / period - 1e-6)))
 
     def silence(self, seconds: float) -> None:

@@ -56,6 +56,11 @@ class Motor(Protocol):
         ...
 
     @property
+    def tripped(self) -> bool:
+        """Its watchdog expired, and it damps."""
+        ...
+
+    @property
     def target_rad(self) -> float | None:
         """Position that stiffness pulls to; None without."""
         ...

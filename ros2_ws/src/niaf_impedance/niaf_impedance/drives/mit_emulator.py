@@ -72,6 +72,11 @@ class EmulatedMotor:
         return self.status == mit.STATUS_DISABLED
 
     @property
+    def tripped(self) -> bool:
+        """Its watchdog expired, and it damps."""
+        return self.status == _LOST_COMMUNICATION
+
+    @property
     def target_rad(self) -> float | None:
         """Position that stiffness pulls to; None without."""
         if self.status == mit.STATUS_ENABLED and self.command.kp > 0.0:

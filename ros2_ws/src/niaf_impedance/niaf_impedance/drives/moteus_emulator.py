@@ -79,6 +79,11 @@ class EmulatedMoteus:
         return self.mode == Mode.STOPPED
 
     @property
+    def tripped(self) -> bool:
+        """Its watchdog expired, and it damps."""
+        return self.mode == Mode.TIMEOUT
+
+    @property
     def target_rad(self) -> float | None:
         """Position that stiffness pulls to; None without."""
         turns = self.registers.get(Register.COMMAND_POSITION, math.nan)
