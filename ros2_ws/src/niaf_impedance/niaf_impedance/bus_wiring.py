@@ -6,9 +6,9 @@ callables (``call``, ``post``), which it runs between two steps; it never waits 
     arm = BusArm(path, controller, scheduling=lambda: request_fifo(70), on_state=publish)
     arm.open()                    # bus, thread; states come, nothing is commanded
     arm.activate()                # self-check, enable, hold the measured pose
-    snapshot = arm.call(controller.snapshot)
+    snapshot = arm.snapshot()
     plan = controller.plan(snapshot, now_s, reference, lead_s)     # takes long: not in the loop
-    verdict = arm.call(lambda: controller.commit(plan))
+    verdict = arm.commit(plan)
     arm.deactivate()              # braking, gravity only, motors off; states keep coming
     arm.close()
 
@@ -28,16 +28,20 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from niaf_impedance.admission import AdmissionVerdict
 from niaf_impedance.clocks import WallClock
 from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.drives.bus_loop import BusLoop, BusLoopError, Closing
 from niaf_impedance.drives.description import DriveDescription, load_drive_description, make_drive
 from niaf_impedance.drives.interface import DriveError, DriveState, Floats, describe_faults
+from niaf_impedance.lateness import Lateness, LoopLimits
+from niaf_impedance.planning import Plan, Snapshot
 from niaf_impedance.reanchoring import PoseHistory
 from niaf_impedance.settings import ControllerConfig
 from niaf_impedance.timing import LoopTiming
@@ -73,6 +77,7 @@ class BusArm:
         epoch_s: float = 0.0,
         on_state: OnState | None = None,
         scheduling: Callable[[], str] | None = None,
+        limits: LoopLimits | None = None,
     ) -> None:
         """Read the description; touches no bus.
 
@@ -82,6 +87,7 @@ class BusArm:
             epoch_s: wall-clock second at which the controller's time is zero.
             on_state: called after every step; must not block.
             scheduling: called first in the loop's thread, returns what it was granted.
+            limits: when a late loop brakes and damps, in place of the description's.
 
         Raises:
             RobotConfigError: the description cannot be used.
@@ -89,6 +95,8 @@ class BusArm:
         arm = controller.arm
         if not isinstance(description, DriveDescription):
             description = load_drive_description(description, arm.joint_names)
+        if limits is not None:
+            description = replace(description, loop=replace(description.loop, limits=limits))
         self.description = description
         self.joints = tuple(joint.name for joint in description.drive.joints)
         self.timing = LoopTiming(description.loop.period_s)
@@ -197,6 +205,29 @@ class BusArm:
             raise BusLoopError(
                 self.failure or f"the bus loop did not answer within {timeout_s:g} s"
             ) from error
+
+    def look(self, read: Callable[[], T]) -> T:
+        """``read`` on the result of one step; from ``on_state`` only, where the loop waits."""
+        return read()
+
+    def snapshot(self) -> Snapshot:
+        """``ImpedanceController.snapshot`` between two steps."""
+        return self.call(self._controller.snapshot)
+
+    def commit(self, plan: Plan) -> AdmissionVerdict:
+        """``ImpedanceController.commit`` between two steps."""
+        return self.call(lambda: self._controller.commit(plan))
+
+    def pose_at(self, stamp_s: float) -> Floats:
+        """Measured pose at that time; NoPoseError when none is known. Needs ``history``."""
+        history = self.history
+        assert history is not None
+        return self.call(lambda: history.at(stamp_s))
+
+    @property
+    def lateness(self) -> Lateness:
+        """What the loop's own lateness has led to."""
+        return self._need_loop().lateness
 
     def reset(self) -> None:
         """Leave DAMP or ESTOP at standstill; motors in fault are cleared and enabled again.

@@ -1,15 +1,14 @@
 """Lifecycle node around the impedance controller: wiring only.
 
-The arm is either behind topics (``topic_arm``: the tick runs in the callback of ``joint_states``)
-or behind a bus of motor drives (``bus_wiring``: the tick runs in a thread of its own). What touches
-the controller goes through ``call`` of either. New references are judged in one more thread
-(``admission_worker``) on a snapshot.
+The arm is either behind topics (``topic_arm``: the tick runs in the callback of ``joint_states``;
+``clocked_arm``: in the compiled loop) or behind a bus of motor drives (``bus_wiring``: in a thread
+of its own). What touches the controller goes through the methods of these. New references are
+judged in one more thread (``admission_worker``) on a snapshot.
 """
 
 from __future__ import annotations
 
 import array
-import functools
 import math
 import signal
 import sys
@@ -43,6 +42,7 @@ from niaf_impedance.admission import AdmissionVerdict, Reason, Verdict
 from niaf_impedance.admission_worker import AdmissionWorker, Job, Judged, Rejection
 from niaf_impedance.arm_model import ArmModel, ArmModelError
 from niaf_impedance.bus_wiring import BusArm
+from niaf_impedance.clocked_arm import ClockedTopicArm
 from niaf_impedance.clocks import SkewEstimate
 from niaf_impedance.controller import (
     ControllerConfigError,
@@ -55,12 +55,15 @@ from niaf_impedance.drives.interface import DriveError, DriveState
 from niaf_impedance.faults import Fault, Mode, describe
 from niaf_impedance.journal import JournaledController
 from niaf_impedance.journal_publisher import JournalPublisher
+from niaf_impedance.lateness import LoopLimitsError, Rung
 from niaf_impedance.live_tuning import LiveTuning, declare
-from niaf_impedance.parameters import node_schema
+from niaf_impedance.parameters import loop_limits, node_schema
 from niaf_impedance.planning import Snapshot
 from niaf_impedance.realtime import (
+    CollectorWatch,
     avoid_shared_memory_stall,
     fine_timer_slack,
+    lock_memory,
     quiet_interpreter,
     request_fifo,
 )
@@ -82,8 +85,12 @@ from niaf_msgs.msg import ActionField, AdmissionReport, ImpedanceState
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
-#: lateness beyond which the timing diagnostics warn and raise an error, in periods
-WARN_PERIODS, ERROR_PERIODS = 1.0, 5.0
+Arm = TopicArm | ClockedTopicArm | BusArm
+
+#: the timing diagnostics warn beyond this lateness, in periods, and this part of what brakes
+WARN_PERIODS, WARN_SHARE = 5.0, 0.5
+#: how far the thread of the compiled loop stands above the others of this process
+LOOP_PRIORITY = 10
 SETTLE_PERIOD_S = 0.005
 SHUTDOWN_S = 1.5
 END_S = 8
@@ -124,9 +131,10 @@ def prior_file(text: str) -> Path:
 class ImpedanceNode(LifecycleNode):
     """Topics, services, parameters and timers of the controller."""
 
-    def __init__(self, scheduling: str = "") -> None:
+    def __init__(self, scheduling: str = "", memory: str = "") -> None:
         super().__init__("impedance")
-        self._scheduling = scheduling
+        self._scheduling, self._memory = scheduling, memory
+        self._collector, self._collector_passes = CollectorWatch(), 0
         declare(self, node_schema())
         chosen = str(self.get_parameter("robot_config").value)
         robot = load_robot_config(chosen or default_robot_config_path())
@@ -135,7 +143,7 @@ class ImpedanceNode(LifecycleNode):
         self.controller: ImpedanceController | None = None
         self._tuning = LiveTuning(self, robot, self._check_tuning, self._apply_tuning)
         self._worker: AdmissionWorker | None = None
-        self._link: TopicArm | BusArm | None = None
+        self._link: Arm | None = None
         self._journal: JournalPublisher | None = None
         self._checkpoint_due_s = 0.0
         self._trajectories = 0
@@ -150,6 +158,7 @@ class ImpedanceNode(LifecycleNode):
         self._autostart_timer: Timer | None = None
         self._autostart_waiting = False
         self._last_fault, self._last_mode = Fault.NONE, Mode.OFF
+        self._last_lateness = Rung.ON_TIME
         if self.get_parameter("autostart").value:
             self._autostart_timer = self.create_timer(0.1, self._autostart, clock=_steady())
 
@@ -203,11 +212,12 @@ class ImpedanceNode(LifecycleNode):
             warm_up(controller)
             # Its last collection takes about 0.1 s: here, and not where states already stream in.
             quiet_interpreter()
+            self._collector.start()
             self._link = self._make_link(controller)
             self._tuning.start(controller)
         except (
             StartError, FieldError, ControllerConfigError, RobotConfigError, DriveError,
-            BusLoopError, OSError,
+            BusLoopError, LoopLimitsError, OSError,
         ) as error:
             self._release()
             self.get_logger().error(f"cannot configure: {error}")
@@ -229,12 +239,17 @@ class ImpedanceNode(LifecycleNode):
     def _make_controller(self, config: ControllerConfig, file: Path) -> ImpedanceController:
         if not self._value("journal"):
             return ImpedanceController(config, self.arm, self._prior)
+        if self._value("loop") == "clock" and self._value("arm_interface") == "effort":
+            raise StartError(
+                "journal needs loop: event; the compiled loop takes requests and references "
+                "between two of its ticks, and a journal would not know which. Set one of the two"
+            )
         return JournaledController(
             config, self.arm, self._prior, epoch_sec=self._epoch_sec,
             prior_file=str(file.resolve()),
         )
 
-    def _make_link(self, controller: ImpedanceController) -> TopicArm | BusArm:
+    def _make_link(self, controller: ImpedanceController) -> Arm:
         self._tool = ToolState(controller)
         self._message, self._views = _state_message(controller, self._tool, self._base_frame)
         self._state_publisher = self.create_publisher(ImpedanceState, "~/state", 10)
@@ -242,13 +257,22 @@ class ImpedanceNode(LifecycleNode):
         self._pose_message = PoseStamped()
         self._pose_message.header.frame_id = self._base_frame
         self._writers += [self._state_publisher, self._pose_publisher]
+        limits = loop_limits({spec.name: self._value(spec.name) for spec in node_schema()})
+        priority = int(self._value("realtime_priority"))
         if self._value("arm_interface") == "effort":
-            link: TopicArm | BusArm = TopicArm(
-                self, controller, epoch_sec=self._epoch_sec,
-                rate_hz=float(self._value("control_rate_hz")),
-                gripper_rate_hz=float(self._value("gripper_rate_hz")),
-                max_future_s=float(self._value("field_max_future_s")), on_tick=self._on_tick,
-            )
+            topics: dict[str, Any] = {
+                "limits": limits, "epoch_sec": self._epoch_sec,
+                "rate_hz": float(self._value("control_rate_hz")),
+                "gripper_rate_hz": float(self._value("gripper_rate_hz")),
+                "max_future_s": float(self._value("field_max_future_s")),
+            }
+            link: Arm
+            if self._value("loop") == "event":
+                link = TopicArm(self, controller, on_tick=self._on_tick, **topics)
+            else:
+                link = ClockedTopicArm(
+                    self, controller, on_tick=self._on_sent,
+                    priority=min(priority + LOOP_PRIORITY, 99) if priority > 0 else 0, **topics)
             link.history = self._history(link.rate_hz)
         else:
             self._joint_publisher = self.create_publisher(JointState, "joint_states", _NEWEST)
@@ -260,7 +284,7 @@ class ImpedanceNode(LifecycleNode):
             link = BusArm(
                 description, controller,
                 epoch_s=float(self._epoch_sec), on_state=self._on_bus_state,
-                scheduling=lambda: request_fifo(int(self._value("realtime_priority"))),
+                scheduling=lambda: request_fifo(priority), limits=limits,
             )
             link.history = self._history(link.rate_hz)
             link.open()
@@ -341,6 +365,7 @@ class ImpedanceNode(LifecycleNode):
         return SUCCESS
 
     def _release(self) -> None:
+        self._collector.stop()
         self.controller = self._tuning.controller = None
         if self._link is not None:
             self._link.close()
@@ -377,20 +402,26 @@ class ImpedanceNode(LifecycleNode):
 
     def destroy_node(self) -> None:
         """As every node's; motors off and what the journal still holds sent first."""
-        if isinstance(self._link, BusArm):
+        self._collector.stop()
+        if self._link is not None:
             self._link.close()
         self._end_journal()
         super().destroy_node()
 
     # -- after every tick ------------------------------------------------------------------------
     def _on_tick(self, sec: int, nanosec: int, age_s: float) -> None:
-        assert self._link is not None
-        if self._link.timing.ticks % self._state_every == 0:
-            self._publish_state(sec, nanosec, age_s)
-            self._report_changes()
-        if self._link.timing.ticks % self._pose_every == 0:
-            self._publish_tool_pose(sec, nanosec)
+        self._on_sent(sec, nanosec, age_s)
         self._settle()
+
+    def _on_sent(self, sec: int, nanosec: int, age_s: float) -> None:
+        """After every command, in whatever thread sends it."""
+        link = self._link
+        if link is None:  # a command before ``_make_link`` has returned
+            return
+        if link.timing.ticks % self._state_every == 0:
+            self._publish_state(sec, nanosec, age_s)
+        if link.timing.ticks % self._pose_every == 0:
+            self._publish_tool_pose(sec, nanosec)
 
     def _beat(self) -> None:
         """What must go on when no ticks come, or when they come in another thread."""
@@ -417,12 +448,8 @@ class ImpedanceNode(LifecycleNode):
         message.position, message.velocity = state.q.tolist(), state.dq.tolist()
         message.effort = state.tau.tolist()
         self._joint_publisher.publish(message)
-        if link.off:
-            return
-        if link.timing.ticks % self._state_every == 0:
-            self._publish_state(sec, nanosec, time.time() - wall_s)
-        if link.timing.ticks % self._pose_every == 0:
-            self._publish_tool_pose(sec, nanosec)
+        if not link.off:
+            self._on_sent(sec, nanosec, time.time() - wall_s)
 
     def _report_changes(self) -> None:
         controller = self.controller
@@ -435,6 +462,11 @@ class ImpedanceNode(LifecycleNode):
         if mode != self._last_mode:
             self.get_logger().info(f"{self._last_mode.name} -> {mode.name}")
         self._last_fault, self._last_mode = fault, mode
+        outcome = self._last_lateness if self._link is None else self._link.lateness.outcome
+        if outcome > max(self._last_lateness, Rung.LATE):
+            assert self._link is not None
+            self.get_logger().warning(self._link.lateness.text)
+        self._last_lateness = outcome
 
     # -- new references --------------------------------------------------------------------------
     def _calm_worker(self) -> None:
@@ -465,7 +497,7 @@ class ImpedanceNode(LifecycleNode):
         if isinstance(controller, JournaledController):
             return link.call(
                 lambda: controller.snapshot_for(message, now_s, lead_s, sequence, again))
-        return link.call(controller.snapshot)
+        return link.snapshot()
 
     def _on_field(self, message: ActionField) -> None:
         prior, limits, epoch_sec = self._prior, self._limits, self._epoch_sec
@@ -499,12 +531,11 @@ class ImpedanceNode(LifecycleNode):
         link, prior = self._link, self._prior
         assert link is not None
         assert prior is not None
-        history = link.history
-        if history is None:
+        if link.history is None:
             return None
         stamp_s = self._seconds(message.header.stamp)
         try:
-            pose = link.call(lambda: history.at(stamp_s))
+            pose = link.pose_at(stamp_s)
             anchor = measured_anchor(prior, self.arm, pose[: self.arm.n], float(pose[-1]))
         except NoPoseError as error:
             return Rejection(int(Reason.NO_POSE), f"no pose at its observation time: {error}")
@@ -546,7 +577,7 @@ class ImpedanceNode(LifecycleNode):
                 controller.refused_count += 1
                 self._report(judged, None)
                 continue
-            verdict = link.call(functools.partial(controller.commit, outcome))
+            verdict = link.commit(outcome)
             if verdict.reason == Reason.OVERTAKEN and job.attempt < JUDGEMENTS:
                 lead_s = 2.0 * job.lead_s
                 snapshot = self._snapshot(None, job.sequence, job.now_s, lead_s, job.snapshot)
@@ -623,11 +654,7 @@ class ImpedanceNode(LifecycleNode):
         if controller is None or link is None:
             return
         timing = link.timing
-        if controller.moves_tool:
-            self._tool.measure()
-            self._tool.note()
-        for view, source in self._views:
-            view[:] = source
+        link.look(self._read_state)
         message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
         message.mode = int(controller.mode)
         fault = controller.fault
@@ -653,11 +680,20 @@ class ImpedanceNode(LifecycleNode):
         timing.window_age_s = 0.0
         self._state_publisher.publish(message)
 
+    def _read_state(self) -> None:
+        """What the last tick computed, into the message."""
+        if self.controller is not None and self.controller.moves_tool:
+            self._tool.measure()
+            self._tool.note()
+        for view, source in self._views:
+            view[:] = source
+
     def _publish_tool_pose(self, sec: int, nanosec: int) -> None:
         """The tool's pose at the joint state of this tick, for whoever listens."""
         if not self.arm.config.tool_frame or not self._pose_publisher.get_subscription_count():
             return
-        self._tool.measure()
+        assert self._link is not None
+        self._link.look(self._tool.measure)
         message, (x, y, z, qx, qy, qz, qw) = self._pose_message, self._tool.measured.tolist()
         message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
         position, turn = message.pose.position, message.pose.orientation
@@ -669,7 +705,6 @@ class ImpedanceNode(LifecycleNode):
         controller, link = self.controller, self._link
         if controller is None or link is None:
             return
-        timing = link.timing
         mode, fault = controller.mode, controller.fault
         who = self.get_fully_qualified_name().strip("/")
         stop = DiagnosticStatus(name=f"{who}: stop ladder", hardware_id=self._hardware)
@@ -685,27 +720,7 @@ class ImpedanceNode(LifecycleNode):
             "fields accepted": controller.accepted_count,
             "fields refused": controller.refused_count,
         })
-        interval = timing.lateness.percentiles()
-        loop = DiagnosticStatus(name=f"{who}: loop", hardware_id=self._hardware)
-        worst = interval.max_s / timing.period_s if timing.window_ticks else 0.0
-        loop.level = DiagnosticStatus.OK
-        loop.message = f"{timing.window_ticks} ticks in the last second"
-        if mode != Mode.OFF and timing.window_ticks < 0.9 / timing.period_s:
-            loop.level = DiagnosticStatus.WARN
-            loop.message += f", {1.0 / timing.period_s:.0f} expected"
-        elif worst > ERROR_PERIODS:
-            loop.level = DiagnosticStatus.WARN
-            loop.message += f"; a tick came {worst:.1f} periods late since activation"
-        loop.values = _key_values({
-            "rate_hz": timing.window_ticks,
-            "ticks": timing.ticks,
-            "missed_ticks": timing.missed,
-            **_percentiles("tick_lateness_us", interval),
-            **_percentiles("state_age_us", timing.age.percentiles()),
-            **_percentiles("execution_us", timing.execution.percentiles()),
-            "scheduling": self._scheduling,
-        })
-        timing.window_ticks = 0
+        loop = self._loop_status(link, mode, fault)
         drives = DiagnosticStatus(name=f"{who}: drives", hardware_id=self._hardware)
         drives.level = DiagnosticStatus.OK
         drives.message = link.warning() or str(self._value("arm_interface"))
@@ -718,6 +733,53 @@ class ImpedanceNode(LifecycleNode):
         seconds, nanosec = divmod(time.time_ns(), 1_000_000_000)
         message.header.stamp.sec, message.header.stamp.nanosec = seconds, nanosec
         self._diagnostics_publisher.publish(message)
+
+    def _loop_status(self, link: Arm, mode: Mode, fault: Fault) -> DiagnosticStatus:
+        """The timing contract: what was measured, and where it leaves what is asked of it."""
+        timing, late, collector = link.timing, link.lateness, self._collector
+        ticks, lateness = timing.window_ticks, timing.lateness.percentiles()
+        command_age = timing.command_age.percentiles()
+        who = self.get_fully_qualified_name().strip("/")
+        status = DiagnosticStatus(name=f"{who}: loop", hardware_id=self._hardware)
+        says = [f"{ticks} ticks in the last second"]
+        if mode != Mode.OFF and ticks < 0.9 / timing.period_s:
+            says.append(f"{1.0 / timing.period_s:.0f} expected")
+        if late.outcome >= Rung.BRAKE:
+            says.append(late.text)
+        elif late.share > WARN_SHARE * float(self._value("late_brake_share")):
+            says.append(f"{100.0 * late.share:.0f} % of the periods are late")
+        elif lateness.max_s > WARN_PERIODS * timing.period_s:
+            says.append(f"a tick came {lateness.max_s * 1e3:.1f} ms late since activation")
+        if command_age.p99_s > 0.5 * late.damp_s:
+            says.append(
+                f"commands leave {command_age.p99_s * 1e3:.1f} ms (p99) after their state was "
+                "measured, more than half of state_timeout_s")
+        if collector.passes > self._collector_passes:
+            says.append(f"the garbage collector stopped Python for {collector.last_s * 1e3:.0f} ms")
+        status.message = "; ".join(says)
+        status.level = DiagnosticStatus.WARN if len(says) > 1 else DiagnosticStatus.OK
+        if fault == Fault.LOOP_LATE:
+            status.level = DiagnosticStatus.ERROR
+        status.values = _key_values({
+            "rate_hz": ticks,
+            "ticks": timing.ticks,
+            "missed_ticks": timing.missed,
+            **_percentiles("tick_lateness_us", lateness),
+            **_percentiles("state_age_us", timing.age.percentiles()),
+            **_percentiles("command_age_us", command_age),
+            **_percentiles("execution_us", timing.execution.percentiles()),
+            "late_ticks": late.late,
+            "late_share": f"{late.share:.3f}",
+            "late_worst_us": f"{late.worst_s * 1e6:.0f}",
+            "late_led_to": late.outcome.name,
+            "collector_passes": collector.passes,
+            "collector_longest_us": f"{collector.longest_s * 1e6:.0f}",
+            "collector_last_us": f"{collector.last_s * 1e6:.0f}",
+            "scheduling": link.scheduling or self._scheduling,
+            "memory": self._memory,
+        })
+        timing.window_ticks, self._collector_passes = 0, collector.passes
+        return status
 
     def _clock_status(self) -> DiagnosticStatus:
         assert self._link is not None
@@ -856,13 +918,13 @@ def main(args: list[str] | None = None) -> int:
     fine_timer_slack()
     avoid_shared_memory_stall()
     warm_up()  # compiles at ordinary priority: later it would starve the other processes
-    scheduling = request_fifo(_priority(args))
+    scheduling, memory = request_fifo(_priority(args)), lock_memory()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node: ImpedanceNode | None = None
     try:
-        node = ImpedanceNode(scheduling)
+        node = ImpedanceNode(scheduling, memory)
         executor = working_executor(node)
-        node.get_logger().info(scheduling)
+        node.get_logger().info(f"{scheduling}; {memory}")
         while not stopping.is_set():
             try:
                 executor.spin_once(timeout_sec=0.1)

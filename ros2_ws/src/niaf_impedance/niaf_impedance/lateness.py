@@ -169,6 +169,11 @@ class Lateness:
         self.memory[:] = 0.0
 
     @property
+    def damp_s(self) -> float:
+        """A tick later than this damps."""
+        return float(self.limits[L_DAMP])
+
+    @property
     def share(self) -> float:
         """Share of the periods of about the last window that went wrong."""
         return float(self.memory[M_SHARE])

@@ -601,9 +601,13 @@ class ControlLoop:
     def paused(self) -> Iterator[None]:
         """No tick and no command inside: for ``activate`` and ``reset`` of the controller.
 
-        The drives hear nothing meanwhile; keep it shorter than their watchdog.
+        The drives hear nothing meanwhile; keep it shorter than their watchdog. One thread only; it
+        may pause again inside.
         """
         words = self._words
+        if words[W_PAUSE] != 0:
+            yield
+            return
         store_word(words, W_PAUSE, 1)
         try:
             while self.running and words[W_PAUSED] == 0:

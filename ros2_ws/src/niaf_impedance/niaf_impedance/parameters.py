@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from niaf_impedance import tuning as tune
+from niaf_impedance.lateness import LIMITS, LoopLimits
 from niaf_impedance.robot_config import RobotConfig
 from niaf_impedance.settings import FEEDFORWARD, ControllerConfig
 from niaf_impedance.tuning import Tuning
@@ -43,8 +44,22 @@ _NODE = (
     ParameterSpec("drive_config", "", "", "Drive description (YAML) of motors on a bus; empty: "
                   "that of the simulated Panda's."),
     ParameterSpec("autostart", True, "", "Configure and activate without a lifecycle manager."),
-    ParameterSpec("control_rate_hz", 1000.0, "Hz", "Expected rate of joint_states; the timing "
-                  "figures and the damping bound refer to it.", 50.0, 5000.0),
+    ParameterSpec("loop", "event", "", "What a tick waits for over topics: the joint state (event: "
+                  "the freshest state) or a deadline of the compiled loop in a thread of its own "
+                  "(clock: a steady time base that needs no Python). Over a bus it is the clock.",
+                  choices=("event", "clock")),
+    ParameterSpec("control_rate_hz", 1000.0, "Hz", "Expected rate of joint_states; with loop: "
+                  "clock the rate of the loop. Timing figures and the damping bound refer to it.",
+                  50.0, 5000.0),
+    ParameterSpec("late_brake_s", LIMITS.brake_lateness_s, "s", "One tick that comes this late by "
+                  "the loop's own doing brakes along the path; one later than state_timeout_s "
+                  "damps.", 0.001, 10.0),
+    ParameterSpec("late_window_s", LIMITS.window_s, "s", "Time over which the share of late "
+                  "periods is averaged; a tick is late one period after it was due.", 0.1, 10.0),
+    ParameterSpec("late_brake_share", LIMITS.brake_share, "1", "Share of late periods that brakes "
+                  "along the path; 1 never does.", 0.01, 1.0),
+    ParameterSpec("late_damp_share", LIMITS.damp_share, "1", "Share of late periods that damps; 1 "
+                  "never does.", 0.01, 1.0),
     ParameterSpec("state_rate_hz", 100.0, "Hz", "Rate of ~/state.", 1.0, 1000.0, live=True),
     ParameterSpec("tool_pose_rate_hz", 100.0, "Hz", "Rate of ~/tool_pose, the measured pose that "
                   "policies anchor relative cartesian channels at.", 1.0, 1000.0),
@@ -222,6 +237,20 @@ def controller_settings(values: dict[str, Value]) -> ControllerConfig:
     """ControllerConfig from parameter values (names as in the schema)."""
     known = {name: values[name] for name in _CONTROLLER if name in values}
     return ControllerConfig(**known)  # type: ignore[arg-type]
+
+
+def loop_limits(values: Mapping[str, Value]) -> LoopLimits:
+    """LoopLimits from parameter values; LoopLimitsError when they contradict each other."""
+    brake_s, damp_s, window_s, brake, damp = (
+        float(values[name]) for name in (
+            "late_brake_s", "state_timeout_s", "late_window_s", "late_brake_share",
+            "late_damp_share",
+        )
+    )
+    return LoopLimits(
+        brake_lateness_s=brake_s, damp_lateness_s=damp_s, window_s=window_s, brake_share=brake,
+        damp_share=damp,
+    )
 
 
 def render_markdown(schema: tuple[ParameterSpec, ...]) -> str:

@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 
 _PR_SET_TIMERSLACK = 29
 _CAP_IPC_LOCK = 14
@@ -31,6 +32,20 @@ def request_fifo(priority: int) -> str:
             "'rtprio' in /etc/security/limits.conf or start with CAP_SYS_NICE"
         )
     return f"SCHED_FIFO {priority} granted"
+
+
+@contextlib.contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Leave SCHED_FIFO for as long as something is compiled, which would starve other processes."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    lowered = policy == os.SCHED_FIFO
+    if lowered:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        yield
+    finally:
+        if lowered:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 def fine_timer_slack() -> None:

@@ -1,12 +1,13 @@
 """An arm behind ROS topics: ``joint_states`` in, one tick per message, efforts out.
 
 Over a topic an event-driven tick has the freshest state, so the executor's thread is the tick
-thread. The same few methods as :class:`niaf_impedance.bus_wiring.BusArm`, so that the node need not
-know which arm it has.
+thread. The same few methods as :class:`niaf_impedance.clocked_arm.ClockedTopicArm` and
+:class:`niaf_impedance.bus_wiring.BusArm`, so that the node need not know which arm it has.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -18,11 +19,14 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
+from niaf_impedance.admission import AdmissionVerdict
 from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.faults import Mode
+from niaf_impedance.lateness import RUNG_LATE, Lateness, LoopLimits, step_down
+from niaf_impedance.planning import Plan, Snapshot
 from niaf_impedance.reanchoring import PoseHistory
 from niaf_impedance.settings import ControllerConfig
-from niaf_impedance.state_gate import StateGate
+from niaf_impedance.state_gate import OwnDelay, StateGate
 from niaf_impedance.timing import LoopTiming
 from niaf_impedance.tuning import Tuning
 from niaf_impedance.wire import Float64ArrayEncoder, JointStateDecoder, JointStateError
@@ -37,11 +41,26 @@ _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 OnTick = Callable[[int, int, float], None]
 
 
-class TopicArm:
-    """Subscription, publishers and watchdog of one arm. Every method belongs to the executor.
+def with_info(handle: Callable[[bytes, dict[str, Any]], None]) -> Callable[..., None]:
+    """``handle(message, info)`` as a subscription's callback.
+
+    An executor passes two arguments, as documented, or (EventsExecutor of Jazzy) both as one tuple.
+    """
+
+    def callback(*given: Any) -> None:
+        if len(given) == 1:
+            given = given[0]
+        handle(*given)
+
+    callback.__signature__ = inspect.signature(handle)  # type: ignore[attr-defined]
+    return callback
+
+
+class TopicLink:
+    """Topics of one arm, and the newest state that was let through. Belongs to the executor.
 
     Attributes:
-        timing: lateness and duration of ticks.
+        rate_hz: ticks per second.
         history: measured poses, if somebody wants them kept.
     """
 
@@ -54,14 +73,13 @@ class TopicArm:
         rate_hz: float,
         gripper_rate_hz: float,
         max_future_s: float,
-        on_tick: OnTick,
     ) -> None:
-        self._node, self._controller = node, controller
-        self._epoch_sec, self._on_tick = epoch_sec, on_tick
-        self._gate = StateGate(max_future_s)
+        self._node, self._controller, self._epoch_sec = node, controller, epoch_sec
         self.rate_hz = rate_hz
         self.history: PoseHistory | None = None
-        self.timing = LoopTiming(1.0 / rate_hz)
+        self._gate, self._delay = StateGate(max_future_s), OwnDelay(1.0 / rate_hz)
+        #: of the newest state: when its callback began, its age then
+        self._began_s = self._age_s = 0.0
         gripper = controller.arm.config.gripper
         self._decoder = JointStateDecoder(
             controller.arm.joint_names,
@@ -76,15 +94,43 @@ class TopicArm:
         self._gripper_publisher = node.create_publisher(
             Float64MultiArray, "gripper_controller/commands", _NEWEST)
         self._subscription = node.create_subscription(
-            JointState, "joint_states", self._on_joint_state, _NEWEST, raw=True)
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timer = node.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=steady)
+            JointState, "joint_states", with_info(self._on_joint_state), _NEWEST, raw=True)
+
+    def _on_joint_state(self, data: bytes, info: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _receive(self, data: bytes, info: dict[str, Any]) -> bool:
+        """Decode and judge a state; whether it may reach the tick."""
+        controller, decoder, gate = self._controller, self._decoder, self._gate
+        began_s = self._began_s = time.monotonic()
+        try:
+            decoder.decode(data)
+        except JointStateError as error:
+            admitted = gate.refuse(str(error))
+        else:
+            sec, nanosec = decoder.stamp
+            stamp_s = (sec - self._epoch_sec) + nanosec * 1e-9
+            now_s = time.time() - self._epoch_sec
+            self._age_s = now_s - stamp_s
+            admitted = gate.admit(
+                stamp_s, now_s, began_s, controller.mode, controller.config.state_timeout_s)
+        if not admitted:
+            if gate.problem:
+                self._node.get_logger().error(
+                    f"joint state refused: {gate.problem} ({gate.rejected} so far)",
+                    throttle_duration_sec=2.0,
+                )
+            return False
+        received = info.get("received_timestamp")
+        self._delay.note(
+            stamp_s, now_s, received * 1e-9 - self._epoch_sec if received else None,
+            info.get("publication_sequence_number"),
+        )
+        if self.history is not None:
+            self.history.add(stamp_s, decoder.q, decoder.gripper_m)
+        return True
 
     # -- what the node asks ------------------------------------------------------------------------
-    def call(self, work: Callable[[], T]) -> T:
-        """Do ``work`` between two ticks and return its result: here, at once."""
-        return work()
-
     def activation_problem(self) -> str:
         """Why the arm cannot be taken over now; empty when it can."""
         if self._gate.problem:
@@ -97,14 +143,80 @@ class TopicArm:
             return f"the newest message on {topic} is {age:.3f} s old"
         return ""
 
+    def warning(self) -> str:
+        """What an operator should know now; empty when all is well."""
+        return self._gate.problem
+
+    @property
+    def off(self) -> bool:
+        """No torque is commanded."""
+        return self._controller.off
+
+    def pose_at(self, stamp_s: float) -> Any:
+        """Measured pose at that time; NoPoseError when none is known. Needs ``history``."""
+        assert self.history is not None
+        return self.history.at(stamp_s)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Key-values for a diagnostic status."""
+        return {"joint states rejected": self._gate.rejected}
+
+    def close(self) -> None:
+        """Destroy the topics."""
+        node = self._node
+        node.destroy_subscription(self._subscription)
+        node.destroy_publisher(self._effort_publisher)
+        node.destroy_publisher(self._gripper_publisher)
+
+
+class TopicArm(TopicLink):
+    """Ticks in the callback of ``joint_states``. Every method belongs to the executor.
+
+    Attributes:
+        timing: lateness and duration of ticks.
+        lateness: what the loop's own lateness has led to.
+        scheduling: empty: the executor's thread ticks.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        controller: ImpedanceController,
+        *,
+        limits: LoopLimits,
+        on_tick: OnTick,
+        rate_hz: float,
+        **topics: Any,
+    ) -> None:
+        """``topics``: as TopicLink. ``on_tick`` is called after every tick, in its thread."""
+        self.timing = LoopTiming(1.0 / rate_hz)
+        self.lateness = Lateness(limits, 1.0 / rate_hz)
+        self.scheduling = ""
+        self._on_tick = on_tick
+        super().__init__(node, controller, rate_hz=rate_hz, **topics)
+        self._watched_s = time.monotonic()
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = node.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=steady)
+
+    # -- what the node asks ------------------------------------------------------------------------
+    def call(self, work: Callable[[], T]) -> T:
+        """Do ``work`` between two ticks and return its result: here, at once."""
+        return work()
+
+    look = call
+
+    def snapshot(self) -> Snapshot:
+        """``ImpedanceController.snapshot``."""
+        return self._controller.snapshot()
+
+    def commit(self, plan: Plan) -> AdmissionVerdict:
+        """``ImpedanceController.commit``."""
+        return self._controller.commit(plan)
+
     @property
     def clock_problem(self) -> str:
         """Why times of other nodes cannot be used; a state with a wrong stamp is refused itself."""
         return ""
-
-    def warning(self) -> str:
-        """What an operator should know now; empty when all is well."""
-        return self._gate.problem
 
     def activate(self) -> None:
         """Hold the measured pose. ValueError when the state is no good."""
@@ -112,19 +224,16 @@ class TopicArm:
         self._controller.activate(
             self._gate.newest_s, decoder.q, decoder.dq, gripper_m=decoder.gripper_m)
         self.timing.clear()
+        self.lateness.clear()
 
     def deactivate(self) -> None:
         """Begin the ramp to gravity only; the ticks go on until the mode is OFF."""
         self._controller.deactivate(self._controller.last_tick_s)
 
-    @property
-    def off(self) -> bool:
-        """No torque is commanded."""
-        return self._controller.off
-
     def reset(self) -> None:
         """Leave DAMP or ESTOP at standstill. ResetRefusedError or ValueError says why not."""
         self._controller.reset(self._gate.newest_s)
+        self.lateness.clear()
 
     def brake(self) -> None:
         """Slow down along the path, then hold."""
@@ -139,48 +248,21 @@ class TopicArm:
         return self._controller.check_tuning(
             tuning, self.timing.period_s, config.velocity_filter_s)
 
-    def diagnostics(self) -> dict[str, Any]:
-        """Key-values for a diagnostic status."""
-        return {"joint states rejected": self._gate.rejected}
-
     def close(self) -> None:
         """Destroy topics and timer."""
-        node = self._node
-        node.destroy_timer(self._timer)
-        node.destroy_subscription(self._subscription)
-        node.destroy_publisher(self._effort_publisher)
-        node.destroy_publisher(self._gripper_publisher)
+        self._node.destroy_timer(self._timer)
+        super().close()
 
     # -- measured state and tick -------------------------------------------------------------------
-    def _on_joint_state(self, data: bytes) -> None:
-        controller, decoder, gate = self._controller, self._decoder, self._gate
-        began_s = time.monotonic()
-        sec = nanosec = 0
-        stamp_s = age_s = 0.0
-        try:
-            decoder.decode(data)
-        except JointStateError as error:
-            admitted = gate.refuse(str(error))
-        else:
-            sec, nanosec = decoder.stamp
-            stamp_s = (sec - self._epoch_sec) + nanosec * 1e-9
-            now_s = time.time() - self._epoch_sec
-            age_s = now_s - stamp_s
-            admitted = gate.admit(
-                stamp_s, now_s, began_s, controller.mode, controller.config.state_timeout_s)
-        if admitted and self.history is not None:
-            self.history.add(stamp_s, decoder.q, decoder.gripper_m)
-        if not admitted:
-            if gate.problem:
-                self._node.get_logger().error(
-                    f"joint state refused: {gate.problem} ({gate.rejected} so far)",
-                    throttle_duration_sec=2.0,
-                )
+    def _on_joint_state(self, data: bytes, info: dict[str, Any]) -> None:
+        controller, decoder = self._controller, self._decoder
+        if not self._receive(data, info) or controller.mode == Mode.OFF:
             return
-        if controller.mode == Mode.OFF:
-            return
-        timing = self.timing
-        timing.begin(began_s, stamp_s, age_s, 0.0)
+        timing, delay, stamp_s, age_s = self.timing, self._delay, self._gate.newest_s, self._age_s
+        timing.begin(self._began_s, stamp_s, age_s, delay.late_s)
+        rung = self.lateness.judge(delay.late_s, delay.gap_s)
+        if rung > RUNG_LATE:
+            step_down(rung, controller)
         self._effort.values[:] = controller.tick(stamp_s, decoder.q, decoder.dq)
         if controller.off:  # deactivation has just ended: fall silent
             self._node.get_logger().info("off: no torque is commanded")
@@ -191,13 +273,18 @@ class TopicArm:
                 self._width.values[0] = controller.gripper_m
                 self._gripper_publisher.publish(self._width.encode())
         timing.end(time.monotonic())
-        self._on_tick(sec, nanosec, age_s)
+        self._on_tick(*decoder.stamp, age_s)
 
     def _watch(self) -> None:
         """Silence of joint_states is the one fault that the tick cannot see."""
-        controller = self._controller
+        controller, now_s = self._controller, time.monotonic()
+        busy_s, silent_s = now_s - self._watched_s, now_s - self._gate.received_s
+        self._watched_s = now_s
         if controller.mode == Mode.OFF:
             return
-        if controller.note_state_age(time.monotonic() - self._gate.received_s):
+        if min(busy_s, silent_s) > controller.config.state_timeout_s:
+            # nobody took states meanwhile: that they did not come is this executor's doing
+            step_down(self.lateness.judge(busy_s, 0.0), controller)
+        elif controller.note_state_age(silent_s):
             self._effort.values[:] = controller.telemetry.tau
             self._effort_publisher.publish(self._effort.encode())

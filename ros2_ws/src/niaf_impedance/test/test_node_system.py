@@ -121,7 +121,11 @@ def wait_for(condition, timeout_s, what):
 
 def start_node(*parameters: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "niaf_impedance.impedance_node", "--ros-args"]
-    for parameter in (f"control_rate_hz:={RATE_HZ}", "state_timeout_s:=0.3", *parameters):
+    patient = (  # a shared machine stalls; tests of lateness set their own limits
+        f"control_rate_hz:={RATE_HZ}", "state_timeout_s:=0.3", "late_brake_s:=1.0",
+        "late_brake_share:=1.0", "late_damp_share:=1.0",
+    )
+    for parameter in (*patient, *parameters):
         command += ["-p", parameter]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
