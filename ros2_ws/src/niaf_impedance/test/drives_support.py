@@ -8,7 +8,8 @@ from niaf_impedance.drives import JointMap
 from niaf_impedance.drives.bus_load import BitRates
 from niaf_impedance.drives.emulation import InProcessBus
 from niaf_impedance.drives.mit_can import MitCanConfig, MitCanDrive, MitJoint
-from niaf_impedance.drives.mit_emulator import MitEmulator
+from niaf_impedance.drives.mit_emulator import EmulatedMotor, MitEmulator
+from niaf_impedance.drives.moteus_emulator import EmulatedMoteus
 
 FD = BitRates(1_000_000.0, 5_000_000.0)
 
@@ -53,3 +54,11 @@ class Rig:
 
     def close(self) -> None:
         self.bus.shutdown()
+
+
+def break_down(motor: EmulatedMotor | EmulatedMoteus) -> None:
+    """The motor reports an electrical fault and lets go."""
+    if isinstance(motor, EmulatedMotor):
+        motor.inject_status(0xA)
+    else:
+        motor.inject_fault(33)

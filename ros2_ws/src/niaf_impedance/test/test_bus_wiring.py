@@ -1,4 +1,4 @@
-"""The loop's thread over a virtual bus: hand-overs get in, nothing outside touches the loop."""
+"""The loop's thread over a virtual bus, for every back end: nothing outside touches the loop."""
 
 from __future__ import annotations
 
@@ -8,62 +8,100 @@ import uuid
 from dataclasses import replace
 
 import can
+import numpy as np
 import pytest
+from drives_support import break_down
+from impedance_support import make_spline
 
-from niaf_impedance import ControllerConfig, ImpedanceController, default_robot_config_path
+from niaf_impedance import ControllerConfig, ImpedanceController
 from niaf_impedance.bus_wiring import BusArm
 from niaf_impedance.drives.bus_loop import BusLoopError, Closing
-from niaf_impedance.drives.description import load_drive_description
-from niaf_impedance.drives.mit_emulator import MitEmulator
-from niaf_impedance.faults import Mode
+from niaf_impedance.drives.description import MIT_CAN, PROTOCOLS, drives_of_arm, make_emulator
+from niaf_impedance.faults import Fault, Mode
+from niaf_impedance.warm_up import warm_up
 
 
-def wait_for(condition, what: str, seconds: float = 5.0) -> None:
+def wait_for(condition, what: str, seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.005)
 
 
-@pytest.fixture
-def build(arm):
-    """Arms on a virtual bus, with limits for a loaded machine; the emulated arm stands still."""
-    opened = []
+class Wired:
+    """An arm on a virtual bus, with limits for a loaded machine; it stands where it is commanded.
 
-    def make(closing: Closing = Closing.GAINS) -> BusArm:
-        description = load_drive_description(
-            default_robot_config_path("panda_mit_can"), arm.joint_names
+    Attributes:
+        arm: what is tested.
+        emulator: its motors.
+        controller: belongs to the loop's thread while the bus is open.
+    """
+
+    def __init__(self, model, protocol: str, closing: Closing = Closing.GAINS) -> None:
+        description = drives_of_arm(protocol, "", model.joint_names)
+        patient = (
+            {"set_watchdog_s": 0.9, "watchdog_max_s": 1.0, "register_deadline_s": 0.5}
+            if protocol == MIT_CAN
+            else {"watchdog_s": 0.9, "register_deadline_s": 2.0}
         )
         description = replace(
             description,
             bus={"interface": "virtual", "channel": f"arm-{uuid.uuid4()}"},
-            drive=replace(
-                description.drive, rate_hz=50.0, set_watchdog_s=0.9, watchdog_max_s=1.0,
-                register_deadline_s=0.5,
-            ),
+            drive=replace(description.drive, rate_hz=50.0, reply_deadline_s=0.015, **patient),
             loop=replace(
                 description.loop, rate_hz=50.0, closing=closing, missing_limit=20, fall_back=False
             ),
         )
-        emulator = MitEmulator(description.drive.joints)
-        emulator.q[: arm.n] = arm.config.home_rad
-        motors = can.Bus(**description.bus)
-        serving = emulator.serve(motors)
-        serving.__enter__()
-        controller = ImpedanceController(ControllerConfig(state_timeout_s=0.8), arm)
-        bus_arm = BusArm(description, controller, epoch_s=time.time() - 10.0)
-        opened.append((bus_arm, serving, motors))
-        return bus_arm
+        self.emulator = make_emulator(description)
+        self.emulator.q[: model.n] = model.config.home_rad
+        self._motors = can.Bus(**description.bus)
+        self._serving = self.emulator.serve(self._motors)
+        self._serving.__enter__()
+        self.controller = ImpedanceController(ControllerConfig(state_timeout_s=0.8), model)
+        warm_up(self.controller)
+        self.epoch_s = time.time() - 10.0
+        self.arm = BusArm(
+            description, self.controller, epoch_s=self.epoch_s, on_state=self._follow
+        )
+
+    def _follow(self, wall_s: float, state) -> None:
+        n = self.controller.arm.n
+        if self.controller.mode is Mode.TRACK:
+            self.emulator.q[:n] = self.controller.telemetry.q_ref
+            self.emulator.dq[:n] = self.controller.telemetry.dq_ref
+        else:
+            self.emulator.dq[:n] = 0.0
+
+    def take_over(self) -> None:
+        self.arm.open()
+        wait_for(lambda: not self.arm.activation_problem(), "states")
+        self.arm.activate()
+
+    def mode(self) -> Mode:
+        return self.arm.call(lambda: self.controller.mode)
+
+    def close(self) -> None:
+        self.arm.close()
+        self._serving.__exit__(None, None, None)
+        self._motors.shutdown()
+
+
+@pytest.fixture(params=PROTOCOLS)
+def build(arm, request):
+    opened: list[Wired] = []
+
+    def make(closing: Closing = Closing.GAINS) -> Wired:
+        opened.append(Wired(arm, request.param, closing))
+        return opened[-1]
 
     yield make
-    for bus_arm, serving, motors in opened:
-        bus_arm.close()
-        serving.__exit__(None, None, None)
-        motors.shutdown()
+    for wired in opened:
+        wired.close()
 
 
 def test_an_arm_is_taken_over_and_released(build):
-    bus_arm = build()
+    wired = build()
+    bus_arm = wired.arm
     assert bus_arm.activation_problem() == "the bus is not open"
     with pytest.raises(BusLoopError, match="not open"):
         bus_arm.activate()
@@ -71,29 +109,92 @@ def test_an_arm_is_taken_over_and_released(build):
     wait_for(lambda: not bus_arm.activation_problem(), "states")
     assert bus_arm.off
     bus_arm.activate()
-    assert bus_arm.call(lambda: bus_arm._controller.mode) is Mode.HOLD
+    assert wired.mode() is Mode.HOLD
     assert bus_arm.call(threading.current_thread).name == "bus_loop"
     assert bus_arm.diagnostics()["motors"] == "on"
+    assert bus_arm.diagnostics()["protocol"] == bus_arm.description.protocol
     with pytest.raises(ZeroDivisionError):
         bus_arm.call(lambda: 1 / 0)  # comes back to who asked; the loop goes on
     bus_arm.deactivate()
     wait_for(lambda: bus_arm.off, "the ramp")
+    wait_for(lambda: all(motor.off for motor in wired.emulator.motors), "the motors to be off")
+    wait_for(lambda: not bus_arm.activation_problem(), "states after release")
     assert bus_arm.failure == "" and bus_arm.warning() == ""
 
 
 def test_closing_the_arm_switches_its_motors_off(build):
-    bus_arm = build()
-    bus_arm.open()
-    wait_for(lambda: not bus_arm.activation_problem(), "states")
-    bus_arm.activate()
-    bus_arm.close()
-    assert bus_arm.off and bus_arm.failure == ""
+    wired = build()
+    wired.take_over()
+    wired.arm.close()
+    assert wired.arm.off and wired.arm.failure == ""
+    assert all(motor.off for motor in wired.emulator.motors)
+
+
+def test_a_reference_reaches_the_motors(build, arm):
+    wired = build()
+    wired.take_over()
+    home = np.array(arm.config.home_rad)
+    now_s = time.time() - wired.epoch_s
+    spline = make_spline(home, now_s, 1, seed=5, reach=0.05, horizon_s=1.0)
+    verdict = wired.arm.call(lambda: wired.controller.offer(now_s, spline))
+    assert verdict.accepted, verdict.text
+    wait_for(lambda: wired.mode() is Mode.TRACK, "the hand-over")
+    wait_for(lambda: wired.mode() is Mode.HOLD, "the end of the reference")
+    motors = wired.emulator.motors
+    q_ref = wired.arm.call(lambda: wired.controller.telemetry.q_ref.copy())
+    assert np.abs(q_ref - home).max() > 0.02
+
+    def told() -> bool:  # by the newest frames, where the arm and the hand are to be
+        targets = [m.target_rad for m in motors]
+        if None in targets:
+            return False
+        joint = [m.joint.map.joint_position(t) for m, t in zip(motors, targets, strict=True)]
+        gripper_m = wired.arm.call(lambda: wired.controller.gripper_m)
+        return bool(
+            np.allclose(joint[: arm.n], q_ref, atol=2e-3) and abs(2 * joint[-1] - gripper_m) < 1e-3
+        )
+
+    wait_for(told, "the end of the reference in the motors")
+
+
+def test_a_motor_in_fault_is_named_and_reset_takes_the_arm_back(build):
+    wired = build()
+    wired.take_over()
+    break_down(wired.emulator.motors[3])
+    wait_for(lambda: wired.controller.fault is Fault.DRIVE_FAULT, "the fault")
+    assert wired.mode() is Mode.DAMP
+    assert wired.controller.fault_joint == "panda_joint4"
+    assert wired.arm.warning().startswith("panda_joint4: 1")
+    wired.arm.reset()
+    assert wired.mode() is Mode.HOLD
+    assert wired.arm.warning() == ""
+    assert not any(motor.off for motor in wired.emulator.motors)
+
+
+def test_a_silent_bus_is_named_and_the_motors_damp(build):
+    wired = build()
+    wired.take_over()
+    for motor in wired.emulator.motors:
+        motor.silent = True
+    wait_for(lambda: wired.controller.fault is Fault.DRIVE_SILENT, "the fault")
+    assert "no motor answered" in wired.arm.warning()
+    assert wired.arm.diagnostics()["motors"] == "silent"
+
+    def all_tripped() -> bool:
+        wired.emulator.step()
+        return all(motor.tripped for motor in wired.emulator.motors)
+
+    wait_for(all_tripped, "the motors' watchdogs")
+    for motor in wired.emulator.motors:
+        motor.silent = False
+    wired.arm.reset()
+    assert wired.mode() is Mode.HOLD
 
 
 def test_damping_on_the_host_is_bounded_by_the_bus_rate(build):
     in_motors, on_host = build(), build(Closing.TORQUE)
-    in_motors.open()
-    on_host.open()
-    controller = in_motors._controller
-    assert in_motors.check_gains(controller.kp, controller.kd) == ""
-    assert "two periods of 20 ms late" in on_host.check_gains(controller.kp, controller.kd)
+    in_motors.arm.open()
+    on_host.arm.open()
+    controller = in_motors.controller
+    assert in_motors.arm.check_gains(controller.kp, controller.kd) == ""
+    assert "two periods of 20 ms late" in on_host.arm.check_gains(controller.kp, controller.kd)

@@ -426,26 +426,3 @@ def test_joints_of_drive_and_arm_must_agree(make):
 def test_a_rate_that_the_bus_cannot_carry_is_refused(make):
     with pytest.raises(BusLoopError, match="does not fit on the bus"):
         make(rate_hz=2000.0)
-
-
-# -- description -----------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("motor_id: 0x03", "motor_id: 0x300", "motors.2..motor_id"),
-        ("direction: -1", "direction: 0", "direction.*one of"),
-        ("closing: gains", "closing: voodoo", "closing.*torque"),
-        ("rate_hz: 250.0", "rate_hz: fast", "rate_hz.*number"),
-        ("panda_joint3,", "panda_joint9,", "panda_joint9.*in this order"),
-        ("motor: DM3507", "motor: DM9", "DM9.*not known"),
-        ("fall_back: true", "fallback: true", "fall_back.*missing"),
-        ("kd_max: 20.0", "kd_max: 0.0", "kd_max.*> 0"),
-    ],
-)
-def test_a_bad_description_is_refused_by_name(arm, tmp_path, old, new, words):
-    text = default_robot_config_path("panda_mit_can").read_text()
-    assert old in text
-    file = tmp_path / "drives.yaml"
-    file.write_text(text.replace(old, new, 1))
-    with pytest.raises(ValueError, match=words):
-        load_drive_description(file, arm.joint_names)

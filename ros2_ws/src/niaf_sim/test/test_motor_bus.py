@@ -66,7 +66,9 @@ def move(rig: LockStep) -> np.ndarray:
     return np.array(errors)
 
 
-@pytest.mark.parametrize(("closing", "bound_rad"), [(Closing.GAINS, 2e-3), (Closing.TORQUE, 2.5e-3)])
+@pytest.mark.parametrize(
+    ("closing", "bound_rad"), [(Closing.GAINS, 2e-3), (Closing.TORQUE, 2.5e-3)]
+)
 def test_the_arm_is_held_and_moved_by_frames(make, closing, bound_rad):
     rig = make(closing=closing)
     before = rig.cell.q_true.copy()
