@@ -52,6 +52,8 @@ CLOCK_S = 1e-6
 STATE_TIMEOUT_S = 0.3
 FIELD_PERIOD_S = 0.125
 SIM = {"camera_rate_hz": 0.1, "overview_rate_hz": 0.1, "task_state_rate_hz": 1.0}
+#: as the launch files wire the nodes
+REMAPS = {"action_field": "policy/action_field", "tool_pose": "impedance/tool_pose"}
 IMPEDANCE = {"autostart": True, "state_timeout_s": STATE_TIMEOUT_S, "state_rate_hz": 100.0}
 
 #: deep: nothing is lost in the listener's own queue while it has no CPU
@@ -166,7 +168,8 @@ class Graph:
             for key, value in parameters.items():
                 text = str(value).lower() if isinstance(value, bool) else str(value)
                 command += ["-p", f"{key}:={text}"]
-            command += ["-r", "action_field:=policy/action_field"]
+            for topic, target in REMAPS.items():
+                command += ["-r", f"{topic}:={target}"]
         with self._log(name).open("ab") as log:
             process = subprocess.Popen(
                 command, env=self.environment, stdout=log, stderr=subprocess.STDOUT,

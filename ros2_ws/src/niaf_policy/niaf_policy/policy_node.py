@@ -551,8 +551,8 @@ class PolicyNode(LifecycleNode):
             make_field_message(
                 policy.prior, gamma, beta, np.zeros(policy.prior.D), stamp_s=0.0, sequence=1
             )
-        except (RuntimeError, ValueError) as error:
-            return f"the policy fails on a blank observation: {error}"
+        except Exception as error:  # whatever it is: on_configure waits for this thread
+            return f"the policy fails on a blank observation: {error or type(error).__name__}"
         gc.collect()
         gc.freeze()  # a full collection over torch's objects takes 0.1 s
         return ""
