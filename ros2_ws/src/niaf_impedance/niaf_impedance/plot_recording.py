@@ -1,4 +1,5 @@
-"""Draws what a recording holds of one arm: tracking, torque by term, modes, verdicts, faults.
+"""Draws what a recording holds of one arm: tracking, torque by term, modes, verdicts, faults; the
+tool's error where references moved the tool.
 
     python -m niaf_impedance.plot_recording recording.mcap --out tracking.png
 
@@ -41,6 +42,7 @@ _VERDICTS = {
     Verdict.SLOWED: ("#c98a00", "D", "slowed"),
     Verdict.REFUSED: ("#b3261e", "x", "refused"),
 }
+_AXES = (("x", "#c0392b"), ("y", "#3a7d44"), ("z", "#1f4e9c"))
 _TERMS = (
     ("gravity", "#8a8a8a"), ("stiffness", "#2a9df4"), ("damping", "#d62976"),
     ("inertia", "#8e44ad"), ("friction", "#3a7d44"), ("posture", "#b8860b"),
@@ -49,7 +51,10 @@ _TERMS = (
 
 @dataclass
 class Trace:
-    """States of one arm: time_s [K] since its first, arrays [K, n]; reports (time_s, verdict)."""
+    """States of one arm: time_s [K] since its first, arrays [K, n]; reports (time_s, verdict).
+
+    tool_error [K, 6] in m and rad; None where the references moved the joints.
+    """
 
     joints: tuple[str, ...]
     time_s: FloatArray
@@ -57,6 +62,7 @@ class Trace:
     fault: FloatArray
     sequence: FloatArray
     arrays: dict[str, FloatArray]
+    tool_error: FloatArray | None = None
     reports: list[tuple[float, Verdict, str]] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> FloatArray:
@@ -116,12 +122,19 @@ def read_trace(path: Path, topic: str = "", from_s: float = 0.0, to_s: float = n
         np.array([m.fault for m in chosen]),
         np.array([m.field_sequence for m in chosen]),
         {name: np.array([getattr(m, name) for m in chosen]) for name in _ARRAYS},
+        _tool_error(chosen),
     )
     for message in reports.get(f"{node}/admission", []):
         at = _stamp_s(message) - start
         if from_s <= at <= to_s:
             trace.reports.append((at, Verdict(message.verdict), message.reason_text))
     return trace
+
+
+def _tool_error(messages: list[Any]) -> FloatArray | None:
+    """[K, 6]; None unless all states have it (older recordings know nothing of it)."""
+    rows = [getattr(message, "tool_error", ()) for message in messages]
+    return np.array(rows) if all(len(row) == 6 for row in rows) else None
 
 
 def busiest(trace: Trace, count: int = JOINTS) -> list[int]:
@@ -183,27 +196,56 @@ def _panels(axes: list[Axes], trace: Trace, joint: int) -> None:
             torque.plot(t, values, color=colour, lw=0.9)
     position.set_title(trace.joints[joint], fontsize=10, loc="left")
     for axis in axes:
-        for start, end, mode in trace.spans(trace.mode):
-            if mode != Mode.TRACK:
-                axis.axvspan(start, end, color=_MODE_COLOURS[Mode(mode)], alpha=0.55, lw=0)
-        for seam in trace.hand_overs():
-            axis.axvline(seam, color=_SEAM, lw=0.5, ls=":", zorder=0)
-        axis.grid(alpha=0.2)
-        axis.set_xlim(t[0], t[-1])
+        _mark_time(axis, trace)
     torque.set_xlabel("time [s]")
+
+
+def _tool_panels(axes: list[Axes], trace: Trace) -> None:
+    """Position and orientation error of the tool, by axis of the base."""
+    error = trace.tool_error
+    assert error is not None
+    for axis, part, unit, what in (
+        (axes[0], error[:, :3], "mm", "tool position error"),
+        (axes[1], error[:, 3:], "mrad", "tool orientation error"),
+    ):
+        for k, (name, colour) in enumerate(_AXES):
+            axis.plot(trace.time_s, 1e3 * part[:, k], color=colour, lw=1.0, label=name)
+        axis.plot(trace.time_s, 1e3 * np.linalg.norm(part, axis=1), color="black", lw=1.4,
+                  label="norm")
+        axis.set_title(what, fontsize=10, loc="left")
+        axis.set_ylabel(f"[{unit}]")
+        axis.legend(loc="upper right", ncol=4, fontsize=7, frameon=False)
+        _mark_time(axis, trace)
+        axis.tick_params(labelbottom=False)
+
+
+def _mark_time(axis: Axes, trace: Trace) -> None:
+    """Modes other than TRACK as bands, hand-overs as lines."""
+    for start, end, mode in trace.spans(trace.mode):
+        if mode != Mode.TRACK:
+            axis.axvspan(start, end, color=_MODE_COLOURS[Mode(mode)], alpha=0.55, lw=0)
+    for seam in trace.hand_overs():
+        axis.axvline(seam, color=_SEAM, lw=0.5, ls=":", zorder=0)
+    axis.grid(alpha=0.2)
+    axis.set_xlim(trace.time_s[0], trace.time_s[-1])
 
 
 def draw(trace: Trace, joints: list[int], title: str) -> Figure:
     """One column per joint under a strip of modes, verdicts and faults."""
-    columns = len(joints)
-    figure = Figure(figsize=(max(5.4 * columns, 11.0), 10.0), layout="constrained")
-    grid = figure.add_gridspec(5, columns, height_ratios=[0.5, 2, 2, 1.3, 2.4])
+    columns, tool = len(joints), trace.tool_error is not None
+    heights = [0.5, *([1.6] if tool else []), 2, 2, 1.3, 2.4]
+    figure = Figure(
+        figsize=(max(5.4 * columns, 11.0), 1.22 * sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     strip = figure.add_subplot(grid[0, :])
     _strip(strip, trace)
+    if tool:
+        inner = grid[1, :].subgridspec(1, 2)
+        _tool_panels([figure.add_subplot(inner[0, k]) for k in range(2)], trace)
     for column, joint in enumerate(joints):
         axes: list[Axes] = []
         for row in range(4):
-            axes.append(figure.add_subplot(grid[row + 1, column],
+            axes.append(figure.add_subplot(grid[len(heights) - 4 + row, column],
                                            sharex=axes[0] if axes else None))
         _panels(axes, trace, joint)
         for axis in axes[:-1]:
