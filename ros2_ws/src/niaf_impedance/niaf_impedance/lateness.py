@@ -18,8 +18,8 @@ loop                 due                                          gap
 clock (compiled)     its deadline; a command that still waits to  between the beginnings of two
                      be sent counts as late too                   ticks
 bus                  its deadline                                 the same
-event (joint state)  the state's arrival in this process          stamps of two states, as far as
-                                                                  states between them were published
+event (joint state)  the state's arrival in this process; an      stamps of two states, as far as
+                     executor that stood still counts too         states between them were published
                                                                   and never reached a tick
 ===================  ===========================================  =================================
 

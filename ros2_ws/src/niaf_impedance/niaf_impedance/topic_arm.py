@@ -194,7 +194,7 @@ class TopicArm(TopicLink):
         self.scheduling = ""
         self._on_tick = on_tick
         super().__init__(node, controller, rate_hz=rate_hz, **topics)
-        self._watched_s = time.monotonic()
+        self._watched_s, self._busy_s = time.monotonic(), 0.0
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = node.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=steady)
 
@@ -225,6 +225,7 @@ class TopicArm(TopicLink):
             self._gate.newest_s, decoder.q, decoder.dq, gripper_m=decoder.gripper_m)
         self.timing.clear()
         self.lateness.clear()
+        self._busy_s = 0.0
 
     def deactivate(self) -> None:
         """Begin the ramp to gravity only; the ticks go on until the mode is OFF."""
@@ -259,8 +260,9 @@ class TopicArm(TopicLink):
         if not self._receive(data, info) or controller.mode == Mode.OFF:
             return
         timing, delay, stamp_s, age_s = self.timing, self._delay, self._gate.newest_s, self._age_s
-        timing.begin(self._began_s, stamp_s, age_s, delay.late_s)
-        rung = self.lateness.judge(delay.late_s, delay.gap_s)
+        late_s, self._busy_s = max(delay.late_s, self._busy_s), 0.0
+        timing.begin(self._began_s, stamp_s, age_s, late_s)
+        rung = self.lateness.judge(late_s, delay.gap_s)
         if rung > RUNG_LATE:
             step_down(rung, controller)
         self._effort.values[:] = controller.tick(stamp_s, decoder.q, decoder.dq)
@@ -276,14 +278,19 @@ class TopicArm(TopicLink):
         self._on_tick(*decoder.stamp, age_s)
 
     def _watch(self) -> None:
-        """Silence of joint_states is the one fault that the tick cannot see."""
+        """Silence of joint_states is the one fault that the tick cannot see.
+
+        A watch that comes late itself tells that this executor stood still: then the silence is its
+        own, also when the states of that time are still on their way out of a socket.
+        """
         controller, now_s = self._controller, time.monotonic()
         busy_s, silent_s = now_s - self._watched_s, now_s - self._gate.received_s
         self._watched_s = now_s
         if controller.mode == Mode.OFF:
             return
+        if busy_s > 2.0 * WATCHDOG_PERIOD_S:
+            self._busy_s = max(self._busy_s, busy_s - WATCHDOG_PERIOD_S)
         if min(busy_s, silent_s) > controller.config.state_timeout_s:
-            # nobody took states meanwhile: that they did not come is this executor's doing
             step_down(self.lateness.judge(busy_s, 0.0), controller)
         elif controller.note_state_age(silent_s):
             self._effort.values[:] = controller.telemetry.tau
