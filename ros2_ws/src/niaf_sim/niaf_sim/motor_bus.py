@@ -22,6 +22,8 @@ from niaf_impedance.drives.description import DriveDescription, make_emulator
 
 FloatArray = np.ndarray
 
+#: motors are switched on by commands that ask for nothing: zero, or half a count of an MIT frame
+_ASKED_NM = 0.1
 #: frames taken in one poll at most: a flooded bus must not stop the physics
 _MOST_FRAMES = 64
 
@@ -118,8 +120,7 @@ class MotorBus:
                 not motor.off and motor.commands > seen
                 for motor, seen in zip(motors[:n], self._seen, strict=True)
             )
-            # moteus is switched on by commands that ask for no torque
-            self._braked = not (commanded and torque.any())
+            self._braked = not (commanded and np.abs(torque).max() > _ASKED_NM)
         if self._braked:
             return None, None
         width = None
