@@ -54,7 +54,10 @@ FIELD_PERIOD_S = 0.125
 SIM = {"camera_rate_hz": 0.1, "overview_rate_hz": 0.1, "task_state_rate_hz": 1.0}
 #: as the launch files wire the nodes
 REMAPS = {"action_field": "policy/action_field", "tool_pose": "impedance/tool_pose"}
-IMPEDANCE = {"autostart": True, "state_timeout_s": STATE_TIMEOUT_S, "state_rate_hz": 100.0}
+IMPEDANCE = {
+    "autostart": True, "state_timeout_s": STATE_TIMEOUT_S, "state_rate_hz": 100.0,
+    "late_brake_s": STATE_TIMEOUT_S, "late_brake_share": 1.0, "late_damp_share": 1.0,
+}
 
 #: deep: nothing is lost in the listener's own queue while it has no CPU
 _EVERY = QoSProfile(depth=3000, reliability=ReliabilityPolicy.BEST_EFFORT)

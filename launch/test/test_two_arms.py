@@ -71,7 +71,10 @@ def test_every_argument_says_what_it_is() -> None:
 # -- with real nodes -----------------------------------------------------------------------------
 #: few images, few states and patient watchdogs: six nodes share a small machine here
 SIM = {"camera_rate_hz": 0.1, "overview_rate_hz": 0.1, "task_state_rate_hz": 1.0}
-IMPEDANCE = {"autostart": True, "state_timeout_s": 0.5, "state_rate_hz": 20.0}
+IMPEDANCE = {
+    "autostart": True, "state_timeout_s": 0.5, "state_rate_hz": 20.0,
+    "late_brake_s": 0.5, "late_brake_share": 1.0, "late_damp_share": 1.0,
+}
 
 
 def small_prior(folder: Path) -> Any:
