@@ -322,7 +322,7 @@ def test_a_controller_that_was_frozen_does_not_act_on_what_it_missed(graph: Grap
     time.sleep(0.5)
     efforts, _ = judge(graph)
     assert not ((efforts.time_s > stopped_s + 0.05) & (efforts.time_s < resumed_s)).any()
-    assert faults(graph) == {Fault.STATE_STALE}
+    assert faults(graph) == {Fault.LOOP_LATE}
     graph.wait_for_rest()
     reset(graph)
 
