@@ -306,14 +306,19 @@ def main() -> int:
     print(f"  {loops[0]['scheduling']}; {memory}", flush=True)
 
     inside = controller_latency.in_process(arm, 500 if args.quick else 10_000)
-    outside = controller_latency.over_dds(arm, 300 if args.quick else 5000)
-    trip = outside["round_trip"]
+    outside = {
+        loop: controller_latency.over_dds(arm, 300 if args.quick else 5000, loop)
+        for loop in controller_latency.LOOP_RATE_HZ
+    }
+    trip = outside["event"]["round_trip"]
     print("\nFrom joint state to torque command, H = 128, microseconds")
     print(f"  in one process (bytes to bytes)      p50 {inside.p50:.1f}, p99 {inside.p99:.1f}, "
           f"p99.9 {inside.p999:.1f}")
-    print(f"  over DDS, node in its own process    p50 {trip.p50:.0f}, p99 {trip.p99:.0f}, "
-          f"p99.9 {trip.p999:.0f}; {outside['unanswered']} of {outside['states']} states "
-          "without an answer in 20 ms")
+    for loop, figures in outside.items():
+        times = figures["round_trip"]
+        print(f"  over DDS, own process, loop: {loop}   p50 {times.p50:.0f}, p99 {times.p99:.0f}, "
+              f"p99.9 {times.p999:.0f}; {figures['unanswered']} of {figures['states']} states "
+              "without an answer in 20 ms")
 
     targets = judge(fields, ticks, loops)
     targets.append(Target(

@@ -17,7 +17,11 @@ from controller_parts import Times, make_prior, tracking_controller
 from niaf_field import save_prior
 from niaf_impedance.arm_model import ArmModel
 
+#: states per second, and what each loop is told as control_rate_hz
 RATE_HZ = 500.0
+LOOP_RATE_HZ = {"event": RATE_HZ, "clock": 1000.0}
+#: every state moves this joint the other way, so that its torque tells which state it answers to
+MARKED, MARK_RAD = 0, 1e-3
 
 
 def in_process(arm: ArmModel, count: int) -> Times:
@@ -46,11 +50,12 @@ def in_process(arm: ArmModel, count: int) -> Times:
     return Times.of(seconds)
 
 
-def over_dds(arm: ArmModel, count: int) -> dict[str, Any]:
+def over_dds(arm: ArmModel, count: int, loop: str) -> dict[str, Any]:
     """Publish a joint state, wait for the torque that answers it; the node is its own process.
 
     A field every half second keeps the node in TRACK. Both ways of DDS (UDP on this host), both
-    processes' executors and the tick are inside the figure.
+    processes' executors and the tick are inside the figure; with loop ``clock`` also the wait for
+    the loop's next deadline.
     """
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -90,7 +95,17 @@ def over_dds(arm: ArmModel, count: int) -> dict[str, Any]:
         message.name.append(gripper.joint)
         message.position.append(0.02)
         message.velocity.append(0.0)
-    data = bytearray(serialize_message(message))
+    data = [bytearray(), bytearray()]
+    for side, sign in enumerate((-1.0, 1.0)):
+        message.position[MARKED] = arm.config.home_rad[MARKED] + sign * MARK_RAD
+        data[side] = bytearray(serialize_message(message))
+    # a state on the other side changes the torque by this much, the field's motion by less
+    noticed_nm = 0.3 * 2.0 * MARK_RAD * arm.config.joints[MARKED].kp.default
+
+    def marked_torque(command: bytes) -> float:
+        return float(np.frombuffer(command[-8 * arm.n :], "<f8")[MARKED])
+
+    last_nm, side = 0.0, 0
     seconds: list[float] = []
     unanswered, sequence = 0, 0
     rng = np.random.default_rng(0)
@@ -99,7 +114,9 @@ def over_dds(arm: ArmModel, count: int) -> dict[str, Any]:
         save_prior(prior, file)
         command = [sys.executable, "-m", "niaf_impedance.impedance_node", "--ros-args"]
         for parameter in (
-            f"control_rate_hz:={RATE_HZ}", "state_timeout_s:=1.0", f"prior:={file}",
+            f"loop:={loop}", f"control_rate_hz:={LOOP_RATE_HZ[loop]}", f"prior:={file}",
+            "state_timeout_s:=1.0", "late_brake_s:=1.0", "late_brake_share:=1.0",
+            "late_damp_share:=1.0",  # measured, not stopped
             "frozen_reference_rad:=0.0", "frozen_motion_rad:=0.0",  # one pose for ever
         ):
             command += ["-p", parameter]
@@ -131,15 +148,22 @@ def over_dds(arm: ArmModel, count: int) -> dict[str, Any]:
                     )))
                 deadline = max(deadline + 1.0 / RATE_HZ, now)
                 time.sleep(max(0.0, deadline - time.monotonic()))
-                while take(torques, Float64MultiArray, True) is not None:
-                    pass
+                while (command := take(torques, Float64MultiArray, True)) is not None:
+                    last_nm = marked_torque(command[0])
+                side = 1 - side
                 sec, nanosec = divmod(time.time_ns(), 1_000_000_000)
-                np.frombuffer(data, "<u4", 2, 4)[:] = (sec, nanosec)
+                np.frombuffer(data[side], "<u4", 2, 4)[:] = (sec, nanosec)
                 sent = time.perf_counter()
-                publisher.publish(bytes(data))
+                publisher.publish(bytes(data[side]))
                 answer = None
                 while answer is None and time.perf_counter() - sent < 0.02:
                     answer = take(torques, Float64MultiArray, True)
+                    if answer is not None:  # the side with the larger angle gets less torque
+                        before_nm, last_nm = last_nm, marked_torque(answer[0])
+                        if (last_nm - before_nm) * (1 - 2 * side) < noticed_nm:
+                            answer = None  # it answers to an older state
+                if answer is None:
+                    side = 1 - side  # the torque is still on the other side
                 if not tracking:
                     continue
                 if answer is None:
