@@ -23,7 +23,9 @@ from niaf_impedance import (
 )
 from niaf_impedance.admission import Verdict
 from niaf_impedance.bus_wiring import BusArm
+from niaf_impedance.drives.description import PROTOCOLS
 from niaf_impedance.faults import Fault, Mode
+from niaf_impedance.lateness import ONLY_COUNT
 from niaf_impedance.realtime import request_fifo
 from niaf_impedance.warm_up import warm_up
 
@@ -37,14 +39,14 @@ def wait_for(condition, seconds: float, what: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def drives(tmp_path):
+@pytest.fixture(params=PROTOCOLS)
+def drives(request, tmp_path):
     """Description with a port of its own, patient enough for a loaded machine."""
-    text = default_robot_config_path("panda_mit_can").read_text()
+    text = default_robot_config_path(f"panda_{request.param}").read_text()
     for old, new in (
-        ("port: 43113", f"port: {random.randrange(20000, 40000)}"),
+        ("port: 4311", f"port: {random.randrange(2000, 4000)}"),
         ("rate_hz: 250.0", "rate_hz: 100.0"),
-        ("reply_deadline_s: 0.003", "reply_deadline_s: 0.009"),
+        ("reply_deadline_s: 0.003", "reply_deadline_s: 0.008"),
         ("missing_limit: 3 ", "missing_limit: 20 "),
         ("watchdog_s: 0.1 ", "watchdog_s: 0.4 "),
     ):
@@ -81,6 +83,7 @@ def test_the_host_takes_over_moves_and_releases_the_arm(drives, motors):
     arm = BusArm(
         drives, controller, epoch_s=epoch_s, scheduling=lambda: request_fifo(65),
         on_state=lambda stamp_s, state: states.append((stamp_s, state.q.copy())),
+        limits=ONLY_COUNT,
     )
     arm.open()
     try:
