@@ -4,7 +4,9 @@ The law, for tool pose error e, twist error v = x'_ref - J dq (each clipped) and
 1): ``tau = J^T (K e + D v)`` plus a posture torque in the null space, plus a push away from joint
 limits. The caller adds gravity, Coriolis and, from ``ddq_ff = J^+ (x''_ref - dJ/dt dq)``, inertia.
 With those, J full rank and no null-space torque, the tool moves as Lambda (x'' - x''_ref) = K e +
-D v, Lambda being the arm's own Cartesian inertia: no inertia shaping, no force sensor.
+D v, Lambda being the arm's own Cartesian inertia: no inertia shaping, no force sensor. K and D are
+diagonal in the axes of the base, or (CP_TOOL_AXES) in those of the tool: R diag(k) R^T, with R of
+the reference and not of the measurement, so that a push does not turn the spring that answers it.
 
 Pseudo-inverse. With W J = sum of sigma_i u_i v_i^T, J^+ = sum of sigma_i / (sigma_i^2 + lambda_i^2)
 v_i u_i^T W. Damping is zero above a threshold s0 (CP_SIGMA) and lambda_i^2 = (s0 / 2)^2
@@ -48,15 +50,16 @@ from niaf_impedance.kinematics import (
 
 FloatArray = np.ndarray
 
-CP_STIFFNESS = 0  # [6] N/m and Nm/rad, base axes
-CP_DAMPING = 6  # [6] N s/m and Nm s/rad, base axes
+CP_STIFFNESS = 0  # [6] N/m and Nm/rad, see CP_TOOL_AXES
+CP_DAMPING = 6  # [6] N s/m and Nm s/rad, the same axes
 CP_CLIP_M, CP_CLIP_RAD = 12, 13  # largest pose error that the stiffness sees
 CP_CLIP_M_S, CP_CLIP_RAD_S = 14, 15  # largest twist error that the damping sees
 CP_NULL_TORQUE = 16  # largest norm of the posture torque, Nm
 CP_SIGMA = 17  # singular value of W J below which its direction is damped
 CP_LENGTH = 18  # length that makes metres comparable with radians, m
 CP_LIMIT_MARGIN = 19  # width of the push at joint limits, rad
-CP_SIZE = 20
+CP_TOOL_AXES = 20  # 0: stiffness and damping along the base's axes, 1: along the reference's
+CP_SIZE = 21
 
 CJ_POSTURE = 0  # rad
 CJ_NULL_KP, CJ_NULL_KD = 1, 2  # Nm/rad, Nm s/rad
@@ -253,6 +256,22 @@ def _share(x, y, z, limit):
 
 # -- law -------------------------------------------------------------------------------------------
 @njit(cache=True, nogil=True, error_model="numpy")
+def _along_axes(share, cp, at, x, y, z, ref):
+    """``share`` times cp[at : at + 3] along the law's axes, times the vector (x, y, z)."""
+    kx, ky, kz = share * cp[at], share * cp[at + 1], share * cp[at + 2]
+    if cp[CP_TOOL_AXES] == 0.0:
+        return kx * x, ky * y, kz * z
+    a = kx * (ref[0] * x + ref[3] * y + ref[6] * z)
+    b = ky * (ref[1] * x + ref[4] * y + ref[7] * z)
+    c = kz * (ref[2] * x + ref[5] * y + ref[8] * z)
+    return (
+        ref[0] * a + ref[1] * b + ref[2] * c,
+        ref[3] * a + ref[4] * b + ref[5] * c,
+        ref[6] * a + ref[7] * b + ref[8] * c,
+    )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def limit_push(position, low, high, margin, torque):
     """Torque away from the limits of one joint: zero outside the margin, smooth, then constant."""
     x = min(max((low + margin - position) / margin, 0.0), 1.0)
@@ -296,14 +315,15 @@ def cartesian_law(q, dq, motion, jac, ref, cp, cj, work, out, report):
         shorter, norm = _share(
             report[e], report[e + 1], report[e + 2], cp[CP_CLIP_M + half])
         report[CR_POSITION_ERROR + half] = norm
-        for k in range(3 * half, 3 * half + 3):
-            work[_X + k] = shorter * cp[CP_STIFFNESS + k] * report[CR_ERROR + k]
+        x = _X + 3 * half
+        work[x], work[x + 1], work[x + 2] = _along_axes(
+            shorter, cp, CP_STIFFNESS + 3 * half, report[e], report[e + 1], report[e + 2], ref)
         v = 12 + 3 * half
         vx, vy, vz = ref[v] - motion[v], ref[v + 1] - motion[v + 1], ref[v + 2] - motion[v + 2]
         shorter, _ = _share(vx, vy, vz, cp[CP_CLIP_M_S + half])
-        work[_Y + 3 * half] = shorter * cp[CP_DAMPING + 3 * half] * vx
-        work[_Y + 3 * half + 1] = shorter * cp[CP_DAMPING + 3 * half + 1] * vy
-        work[_Y + 3 * half + 2] = shorter * cp[CP_DAMPING + 3 * half + 2] * vz
+        y = _Y + 3 * half
+        work[y], work[y + 1], work[y + 2] = _along_axes(
+            shorter, cp, CP_DAMPING + 3 * half, vx, vy, vz, ref)
     for k in range(6):
         report[CR_WRENCH + k] = work[_X + k] + work[_Y + k]
     for c in range(n):

@@ -622,8 +622,8 @@ class ImpedanceController:
         return (
             f"damping too high for the delay: it would act at {worst:.0f} rad/s with "
             f"{delay_s * 1e3:.1f} ms delay ({worst * delay_s:.2f} rad of lag, at most "
-            f"{_LAG_LIMIT_RAD:g}); lower cartesian.damping_* and cartesian.null_damping_nms_rad by "
-            f"{excess:.0f} % or raise control_rate_hz"
+            f"{_LAG_LIMIT_RAD:g}); lower cartesian.<axis>.damping_* and "
+            f"cartesian.null_damping_nms_rad by {excess:.0f} % or raise control_rate_hz"
         )
 
     def _fastest_tool_damping(self, tuning: Tuning) -> float:

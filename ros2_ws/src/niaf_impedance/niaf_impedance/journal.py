@@ -43,7 +43,7 @@ from niaf_impedance.faults import Fault, Mode
 from niaf_impedance.planning import Plan, Snapshot
 from niaf_impedance.robot_config import RobotConfigError
 from niaf_impedance.settings import ControllerConfig
-from niaf_impedance.tuning import Tuning
+from niaf_impedance.tuning import AXIS_GAINS, Tuning
 
 FloatArray = np.ndarray
 
@@ -222,6 +222,10 @@ def tuning_from_json(content: dict[str, Any]) -> Tuning:
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
     }
+    for name in AXIS_GAINS:  # one value for all axes in older recordings
+        value = values.get(f"tool_{name}", 0.0)
+        if not isinstance(value, tuple):
+            values[f"tool_{name}"] = (value,) * 3
     return Tuning(**values)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from niaf_impedance import tuning as tune
 from niaf_impedance.lateness import LIMITS, LoopLimits
@@ -180,13 +181,18 @@ _GLOBAL = (
 
 #: unit, description of ``tuning.TOOL_GAINS``
 _CARTESIAN = (
-    ("N/m", "Stiffness of the tool's position"),
-    ("Nm/rad", "Stiffness of the tool's orientation"),
-    ("N s/m", "Damping of the tool's velocity"),
-    ("Nm s/rad", "Damping of the tool's angular velocity"),
     ("Nm/rad", "Pull towards the posture at activation, where the tool does not feel it"),
     ("Nm s/rad", "Damping of motion that the tool does not feel"),
 )
+
+
+#: unit, description by name of ``tuning.AXIS_GAINS``
+_PER_AXIS = {
+    "stiffness_n_m": ("N/m", "Stiffness of the tool's position along {axis}"),
+    "stiffness_nm_rad": ("Nm/rad", "Stiffness of the tool's orientation about {axis}"),
+    "damping_ns_m": ("N s/m", "Damping of the tool's velocity along {axis}"),
+    "damping_nms_rad": ("Nm s/rad", "Damping of the tool's angular velocity about {axis}"),
+}
 
 
 def tuning_schema(robot: RobotConfig) -> tuple[ParameterSpec, ...]:
@@ -202,6 +208,16 @@ def tuning_schema(robot: RobotConfig) -> tuple[ParameterSpec, ...]:
         for (name, gain), (unit, text) in zip(
             tune.tool_gains(robot).items(), _CARTESIAN, strict=False)
     ]
+    frame = "" if robot.cartesian is None else robot.cartesian.axes
+    for name, axes, triple, (low, high) in tune.per_axis(defaults, robot):
+        unit, text = _PER_AXIS[name.split(".")[-1]]
+        specs += [
+            ParameterSpec(
+                name.format(axis=axis), value, unit,
+                f"{text.format(axis=axis[-1])} of the {frame}; ramped.", low, high, live=True,
+            )
+            for axis, value in zip(axes, triple, strict=True)
+        ]
     for name, values, ranges in tune.per_joint(defaults, robot):
         unit, text = _PER_JOINT[name]
         specs += [
@@ -222,7 +238,11 @@ def tuning_from(values: Mapping[str, Value], robot: RobotConfig) -> Tuning:
     ]
     kp, kd, coulomb, viscous, torque = rows
     scale, ratio, clip, friction = (float(values[name]) for name, *_ in _GLOBAL)
-    tool = {f"tool_{name}": float(values[f"cartesian.{name}"]) for name in tune.tool_gains(robot)}
+    tool: dict[str, Any] = {
+        f"tool_{name}": float(values[f"cartesian.{name}"]) for name in tune.tool_gains(robot)}
+    for name in tune.axis_gains(robot):
+        tool[f"tool_{name}"] = tuple(
+            float(values[f"cartesian.{axis}.{name}"]) for axis in tune.AXIS_GAINS[name])
     return Tuning(kp, kd, coulomb, viscous, torque, scale, ratio, clip, friction, **tool)
 
 

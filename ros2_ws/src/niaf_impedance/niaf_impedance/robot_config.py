@@ -48,6 +48,15 @@ class GainRange:
 
 
 @dataclass(frozen=True)
+class AxisGains:
+    """Default along (or about) each of three axes, and the allowed range of all of them."""
+
+    default: tuple[float, float, float]
+    minimum: float
+    maximum: float
+
+
+@dataclass(frozen=True)
 class JointConfig:
     """What the controller must know about one joint beyond its URDF entry."""
 
@@ -104,18 +113,19 @@ class WorkspaceConfig:
 class CartesianConfig:
     """Cartesian impedance at the tool frame, for references that move the tool.
 
-    Stiffness and damping are equal along and about all axes of the base. The clips bound the pose
-    and twist error that they act on, ``null_*`` is the pull towards the posture at activation
+    Stiffness and damping are given along and about the axes of the base, or (``axes``: "tool") of
+    the tool frame as the reference has it. The clips bound the pose and twist error that they act
+    on, ``null_*`` is the pull towards the posture at activation
     (capped at ``null_torque_nm``). ``singular_value`` and ``length_m``: below this singular value
     of the Jacobian (metres divided by the length) a direction is damped. ``limit_margin_rad``:
     width of the push away from joint limits, ``limit_torque_share`` its largest torque over the
     limit.
     """
 
-    stiffness_n_m: GainRange
-    stiffness_nm_rad: GainRange
-    damping_ns_m: GainRange
-    damping_nms_rad: GainRange
+    stiffness_n_m: AxisGains
+    stiffness_nm_rad: AxisGains
+    damping_ns_m: AxisGains
+    damping_nms_rad: AxisGains
     null_stiffness_nm_rad: GainRange
     null_damping_nms_rad: GainRange
     null_torque_nm: float
@@ -127,6 +137,7 @@ class CartesianConfig:
     length_m: float
     limit_margin_rad: float
     limit_torque_share: float
+    axes: str = "base"
 
 
 @dataclass(frozen=True)
@@ -237,6 +248,20 @@ def _gain(reader: DescriptionReader, key: str) -> GainRange:
     return gain
 
 
+def _axis_gains(reader: DescriptionReader, key: str) -> AxisGains:
+    """``default`` is one number for all axes, or a list of three."""
+    inner = reader.inner(key)
+    low = inner.number("min", 0.0)
+    high = inner.number("max", low)
+    if isinstance(inner.get("default"), list):
+        for i, value in enumerate(default := inner.vector("default")):
+            inner.check(f"default[{i}]", value, low, high)
+    else:
+        default = (inner.number("default", low, high),) * 3
+    inner.finish()
+    return AxisGains(default, low, high)
+
+
 def _joint(reader: DescriptionReader) -> JointConfig:
     name = reader.text("name")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
@@ -280,10 +305,10 @@ def _gripper(reader: DescriptionReader) -> GripperConfig:
 
 def _cartesian(reader: DescriptionReader) -> CartesianConfig:
     config = CartesianConfig(
-        stiffness_n_m=_gain(reader, "stiffness_n_m"),
-        stiffness_nm_rad=_gain(reader, "stiffness_nm_rad"),
-        damping_ns_m=_gain(reader, "damping_ns_m"),
-        damping_nms_rad=_gain(reader, "damping_nms_rad"),
+        stiffness_n_m=_axis_gains(reader, "stiffness_n_m"),
+        stiffness_nm_rad=_axis_gains(reader, "stiffness_nm_rad"),
+        damping_ns_m=_axis_gains(reader, "damping_ns_m"),
+        damping_nms_rad=_axis_gains(reader, "damping_nms_rad"),
         null_stiffness_nm_rad=_gain(reader, "null_stiffness_nm_rad"),
         null_damping_nms_rad=_gain(reader, "null_damping_nms_rad"),
         null_torque_nm=reader.number("null_torque_nm", 0.0, above=True),
@@ -295,6 +320,7 @@ def _cartesian(reader: DescriptionReader) -> CartesianConfig:
         length_m=reader.number("length_m", 0.0, 5.0, above=True),
         limit_margin_rad=reader.number("limit_margin_rad", 0.0, 1.0, above=True),
         limit_torque_share=reader.number("limit_torque_share", 0.0, 1.0),
+        axes=reader.choice("axes", ("base", "tool")) if reader.has("axes") else "base",
     )
     reader.finish()
     return config

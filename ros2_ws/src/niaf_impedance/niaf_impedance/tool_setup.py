@@ -76,9 +76,7 @@ def tool_columns(prior: Prior, arm: ArmModel) -> list[int]:
 def gain_targets(arm: ArmModel, tuning: Tuning) -> FloatArray:
     """Law parameters and null-space gains [GAINS] of a tuning."""
     config, row = cartesian_of(arm), np.zeros(task.GAINS)
-    stiffness_n_m, stiffness_nm_rad = tuning.effective_tool_stiffness(arm.config)
-    row[law.CP_STIFFNESS : law.CP_STIFFNESS + 3] = stiffness_n_m
-    row[law.CP_STIFFNESS + 3 : law.CP_STIFFNESS + 6] = stiffness_nm_rad
+    row[law.CP_STIFFNESS : law.CP_STIFFNESS + 6] = tuning.effective_tool_stiffness(arm.config)
     row[law.CP_DAMPING : law.CP_DAMPING + 3] = tuning.tool_damping_ns_m
     row[law.CP_DAMPING + 3 : law.CP_DAMPING + 6] = tuning.tool_damping_nms_rad
     row[law.CP_CLIP_M], row[law.CP_CLIP_RAD] = config.error_clip_m, config.error_clip_rad
@@ -87,6 +85,7 @@ def gain_targets(arm: ArmModel, tuning: Tuning) -> FloatArray:
     row[law.CP_NULL_TORQUE] = config.null_torque_nm
     row[law.CP_SIGMA], row[law.CP_LENGTH] = config.singular_value, config.length_m
     row[law.CP_LIMIT_MARGIN] = config.limit_margin_rad
+    row[law.CP_TOOL_AXES] = 1.0 if config.axes == "tool" else 0.0
     row[task.G_NULL_KP] = tuning.tool_null_stiffness_nm_rad
     row[task.G_NULL_KD] = tuning.tool_null_damping_nms_rad
     return row
@@ -116,10 +115,14 @@ def tool_pose(arm: ArmModel, q: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def damping_matrix(arm: ArmModel, gains: FloatArray, q: FloatArray) -> FloatArray:
     """Joint damping [n, n] that the law amounts to at ``q``: J^T D J + N D_n N."""
-    _, jac = tool_pose(arm, q)
+    pose, jac = tool_pose(arm, q)
     work = np.zeros(law.law_work_size(arm.n))
     law.damped_inverse(jac, gains[law.CP_LENGTH], gains[law.CP_SIGMA], work)
     inverse = work[72:108].reshape(6, 6)
     projector = np.eye(arm.n) - jac.T @ inverse @ jac
-    task_space = jac.T @ (gains[law.CP_DAMPING : law.CP_DAMPING + 6, None] * jac)
+    along = jac  # the twist in the axes that the damping is given in
+    if gains[law.CP_TOOL_AXES] != 0.0:
+        turn = pose[:9].reshape(3, 3).T
+        along = np.vstack([turn @ jac[:3], turn @ jac[3:]])
+    task_space = along.T @ (gains[law.CP_DAMPING : law.CP_DAMPING + 6, None] * along)
     return task_space + gains[task.G_NULL_KD] * projector @ projector

@@ -7,8 +7,13 @@ description; whether the damping suits the loop is checked by ``ImpedanceControl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from niaf_impedance.robot_config import GainRange, RobotConfig
+from niaf_impedance.robot_config import AxisGains, GainRange, RobotConfig
+
+#: values along or about three axes
+Axes = tuple[float, float, float]
+_NO_AXES: Axes = (0.0, 0.0, 0.0)
 
 #: ranges of the global values: (minimum, maximum)
 STIFFNESS_SCALE = (0.0, 2.0)
@@ -30,8 +35,9 @@ class Tuning:
     the present pose, inside the joint's range of kd. error_clip_rad: largest position error that
     the stiffness acts on, so that a blocked arm pushes with at most kp times clip; 0: no clip.
     friction_scale: share of the friction that is compensated (above 1 it would drive the joint).
-    tool_*: Cartesian impedance, for references that move the tool; zero where the description has
-    no section ``cartesian``. stiffness_scale multiplies its stiffness as well.
+    tool_*: Cartesian impedance, for references that move the tool, per axis (x y z, rx ry rz) of
+    the base or the tool as the description says; zero where it has no section ``cartesian``.
+    stiffness_scale multiplies its stiffness as well.
     """
 
     kp: tuple[float, ...]
@@ -43,10 +49,10 @@ class Tuning:
     damping_ratio: float = 0.0
     error_clip_rad: float = 0.0
     friction_scale: float = 0.8
-    tool_stiffness_n_m: float = 0.0
-    tool_stiffness_nm_rad: float = 0.0
-    tool_damping_ns_m: float = 0.0
-    tool_damping_nms_rad: float = 0.0
+    tool_stiffness_n_m: Axes = _NO_AXES
+    tool_stiffness_nm_rad: Axes = _NO_AXES
+    tool_damping_ns_m: Axes = _NO_AXES
+    tool_damping_nms_rad: Axes = _NO_AXES
     tool_null_stiffness_nm_rad: float = 0.0
     tool_null_damping_nms_rad: float = 0.0
 
@@ -54,13 +60,17 @@ class Tuning:
     def of(robot: RobotConfig) -> Tuning:
         """The defaults of the robot description."""
         joints = robot.joints
+        tool: dict[str, Any] = {
+            f"tool_{name}": gain.default
+            for name, gain in (tool_gains(robot) | axis_gains(robot)).items()
+        }
         return Tuning(
             kp=tuple(joint.kp.default for joint in joints),
             kd=tuple(joint.kd.default for joint in joints),
             coulomb_nm=tuple(joint.coulomb_nm for joint in joints),
             viscous_nms_rad=tuple(joint.viscous_nms_rad for joint in joints),
             torque_limit_nm=tuple(joint.torque_limit_nm for joint in joints),
-            **{f"tool_{name}": gain.default for name, gain in tool_gains(robot).items()},
+            **tool,
         )
 
     def effective_kp(self, robot: RobotConfig) -> tuple[float, ...]:
@@ -70,15 +80,16 @@ class Tuning:
             for kp, joint in zip(self.kp, robot.joints, strict=True)
         )
 
-    def effective_tool_stiffness(self, robot: RobotConfig) -> tuple[float, float]:
-        """Cartesian stiffness (N/m, Nm/rad) times the stiffness scale, inside its ranges."""
-        gains = tool_gains(robot)
-        translation, rotation = (
+    def effective_tool_stiffness(self, robot: RobotConfig) -> tuple[float, ...]:
+        """Cartesian stiffness x y z (N/m) rx ry rz (Nm/rad) times the stiffness scale, inside its
+        ranges."""
+        gains = axis_gains(robot)
+        return tuple(
             min(max(value * self.stiffness_scale, gains[name].minimum), gains[name].maximum)
-            for name, value in (("stiffness_n_m", self.tool_stiffness_n_m),
-                                ("stiffness_nm_rad", self.tool_stiffness_nm_rad))
+            for name, values in (("stiffness_n_m", self.tool_stiffness_n_m),
+                                 ("stiffness_nm_rad", self.tool_stiffness_nm_rad))
+            for value in values
         )
-        return translation, rotation
 
     def outside_ranges(self, robot: RobotConfig) -> str:
         """The first value outside its range, by parameter name; empty when all are inside."""
@@ -90,6 +101,15 @@ class Tuning:
                     return (
                         f"{name.format(joint=joint.name)} = {value:g} is outside "
                         f"[{low:g}, {high:g}]; choose a value inside"
+                    )
+        for name, axes, triple, limits in per_axis(self, robot):
+            if len(triple) != len(axes):
+                return f"{name.split('.')[-1]} needs {len(axes)} values, got {len(triple)}"
+            for axis, value in zip(axes, triple, strict=True):
+                if not limits[0] <= value <= limits[1]:
+                    return (
+                        f"{name.format(axis=axis)} = {value:g} is outside "
+                        f"[{limits[0]:g}, {limits[1]:g}]; choose a value inside"
                     )
         for name, value, (low, high) in (
             ("stiffness_scale", self.stiffness_scale, STIFFNESS_SCALE),
@@ -118,10 +138,12 @@ class Tuning:
 Range = tuple[float, float]
 
 #: Cartesian gains: name in the description and of the parameter ``cartesian.<name>``
-TOOL_GAINS = (
-    "stiffness_n_m", "stiffness_nm_rad", "damping_ns_m", "damping_nms_rad",
-    "null_stiffness_nm_rad", "null_damping_nms_rad",
-)
+TOOL_GAINS = ("null_stiffness_nm_rad", "null_damping_nms_rad")
+#: those along or about axes: name, and the axes of the parameters ``cartesian.<axis>.<name>``
+AXIS_GAINS = {
+    "stiffness_n_m": ("x", "y", "z"), "stiffness_nm_rad": ("rx", "ry", "rz"),
+    "damping_ns_m": ("x", "y", "z"), "damping_nms_rad": ("rx", "ry", "rz"),
+}
 
 
 def tool_gains(robot: RobotConfig) -> dict[str, GainRange]:
@@ -129,6 +151,24 @@ def tool_gains(robot: RobotConfig) -> dict[str, GainRange]:
     if robot.cartesian is None:
         return {}
     return {name: getattr(robot.cartesian, name) for name in TOOL_GAINS}
+
+
+def axis_gains(robot: RobotConfig) -> dict[str, AxisGains]:
+    """The Cartesian gains per axis; none without the description's section ``cartesian``."""
+    if robot.cartesian is None:
+        return {}
+    return {name: getattr(robot.cartesian, name) for name in AXIS_GAINS}
+
+
+def per_axis(
+    tuning: Tuning, robot: RobotConfig
+) -> list[tuple[str, tuple[str, ...], Axes, Range]]:
+    """(parameter name with {axis}, axes, values, range) of every value per axis of the tool."""
+    return [
+        (f"cartesian.{{axis}}.{name}", AXIS_GAINS[name], getattr(tuning, f"tool_{name}"),
+         (gains.minimum, gains.maximum))
+        for name, gains in axis_gains(robot).items()
+    ]
 
 
 def friction_range(described: float) -> Range:

@@ -607,12 +607,13 @@ def test_gains_are_checked_ramped_and_bounded_by_the_delay(tool_holding):
     controller, plant = tool_holding
     tuning = controller.tuning
     assert controller.check_tuning(tuning, 0.001) == ""
-    assert "lower cartesian.damping" in controller.check_tuning(
-        dataclasses.replace(tuning, tool_damping_ns_m=200.0, tool_damping_nms_rad=20.0), 0.004)
-    with pytest.raises(ControllerConfigError, match=r"cartesian.stiffness_n_m = 9000 is outside"):
-        controller.set_tuning(dataclasses.replace(tuning, tool_stiffness_n_m=9000.0))
+    hard = dataclasses.replace(
+        tuning, tool_damping_ns_m=(200.0,) * 3, tool_damping_nms_rad=(20.0,) * 3)
+    assert "lower cartesian.<axis>.damping" in controller.check_tuning(hard, 0.004)
+    with pytest.raises(ControllerConfigError, match=r"cartesian.y.stiffness_n_m = 9000 is outside"):
+        controller.set_tuning(dataclasses.replace(tuning, tool_stiffness_n_m=(6e2, 9e3, 6e2)))
     controller.set_tuning(
-        dataclasses.replace(tuning, tool_stiffness_n_m=400.0, stiffness_scale=0.5))
+        dataclasses.replace(tuning, tool_stiffness_n_m=(400.0,) * 3, stiffness_scale=0.5))
     run(controller, plant, 0.25)
     assert controller._gains[task.NOW, 0] == pytest.approx(400.0, rel=0.02)
     run(controller, plant, 0.4)

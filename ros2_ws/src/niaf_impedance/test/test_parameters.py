@@ -34,8 +34,8 @@ def test_every_parameter_is_described_and_its_default_is_inside_its_range(arm):
 
 def test_one_gain_pair_per_joint_with_the_ranges_of_the_description(arm):
     specs = {spec.name: spec for spec in tuning_schema(arm.config)}
-    assert len(specs) == 4 + 6 + 5 * 7
-    assert specs["cartesian.stiffness_n_m"].live
+    assert len(specs) == 4 + 2 + 12 + 5 * 7
+    assert specs["cartesian.x.stiffness_n_m"].live
     kp = specs["gains.panda_joint3.kp"]
     assert kp.live
     assert (kp.default, kp.maximum) == (
