@@ -118,9 +118,10 @@ FAULT_TEXT: dict[Fault, FaultText] = {
         "check wiring, termination and bit rate, bring the bus up again, then ~/reset",
     ),
     Fault.LOOP_LATE: FaultText(
-        "the control loop came too late too often",
-        "BRAKE at the first threshold, DAMP at the second",
-        "relieve the CPU or grant SCHED_FIFO (see the loop diagnostics), then ~/reset",
+        "this controller was late: one tick by more than state_timeout_s, or late_damp_share of "
+        "the periods within late_window_s",
+        "BRAKE along the path first (late_brake_s, late_brake_share), then DAMP",
+        "relieve the CPU or the network, grant SCHED_FIFO (see the loop diagnostics), then ~/reset",
     ),
 }
 
