@@ -18,6 +18,7 @@ from niaf_impedance.bus_wiring import BusArm
 from niaf_impedance.drives.bus_loop import BusLoopError, Closing
 from niaf_impedance.drives.description import MIT_CAN, PROTOCOLS, drives_of_arm, make_emulator
 from niaf_impedance.faults import Fault, Mode
+from niaf_impedance.lateness import ONLY_COUNT
 from niaf_impedance.warm_up import warm_up
 
 
@@ -35,6 +36,7 @@ class Wired:
         arm: what is tested.
         emulator: its motors.
         controller: belongs to the loop's thread while the bus is open.
+        modes: of the controller, one after the other.
     """
 
     def __init__(self, model, protocol: str, closing: Closing = Closing.GAINS) -> None:
@@ -60,12 +62,16 @@ class Wired:
         self.controller = ImpedanceController(ControllerConfig(state_timeout_s=0.8), model)
         warm_up(self.controller)
         self.epoch_s = time.time() - 10.0
+        self.modes: list[Mode] = []
         self.arm = BusArm(
-            description, self.controller, epoch_s=self.epoch_s, on_state=self._follow
+            description, self.controller, epoch_s=self.epoch_s, on_state=self._follow,
+            limits=ONLY_COUNT,
         )
 
     def _follow(self, wall_s: float, state) -> None:
         n = self.controller.arm.n
+        if self.modes[-1:] != [self.controller.mode]:
+            self.modes.append(self.controller.mode)
         if self.controller.mode is Mode.TRACK:
             self.emulator.q[:n] = self.controller.telemetry.q_ref
             self.emulator.dq[:n] = self.controller.telemetry.dq_ref
@@ -138,8 +144,10 @@ def test_a_reference_reaches_the_motors(build, arm):
     spline = make_spline(home, now_s, 1, seed=5, reach=0.05, horizon_s=1.0)
     verdict = wired.arm.call(lambda: wired.controller.offer(now_s, spline))
     assert verdict.accepted, verdict.text
-    wait_for(lambda: wired.mode() is Mode.TRACK, "the hand-over")
-    wait_for(lambda: wired.mode() is Mode.HOLD, "the end of the reference")
+    wait_for(
+        lambda: Mode.TRACK in wired.modes and wired.modes[-1] is Mode.HOLD,
+        "the reference to begin and end",
+    )
     motors = wired.emulator.motors
     q_ref = wired.arm.call(lambda: wired.controller.telemetry.q_ref.copy())
     assert np.abs(q_ref - home).max() > 0.02
