@@ -34,6 +34,7 @@ GIVEN = {
     "arm_interface": "mit_can",
     "drive_config": "/tmp/drives.yaml",
     "journal": "true",
+    "loop": "clock",
     "gains": str(PACKAGE / "config/gains.yaml"),
 }
 
@@ -108,6 +109,7 @@ def test_arguments_reach_the_nodes(stand_ins: Any) -> None:
     assert impedance["parameters"]["robot_config"][1] == "/tmp/robot.yaml"
     assert impedance["parameters"]["arm_interface"] == ["/left/impedance", "mit_can"]
     assert impedance["parameters"]["journal"] == ["/left/impedance", True]
+    assert impedance["parameters"]["loop"] == ["/left/impedance", "clock"]
     assert given["sim"]["parameters"]["drive_config"] == ["/left/sim", "/tmp/drives.yaml"]
     assert "action_field:=policy/action_field" in impedance["remaps"]
     assert "tool_pose:=impedance/tool_pose" in given["policy"]["remaps"]
