@@ -206,3 +206,15 @@ def test_damping_on_the_host_is_bounded_by_the_bus_rate(build):
     controller = in_motors.controller
     assert in_motors.arm.check_gains(controller.kp, controller.kd) == ""
     assert "two periods of 20 ms late" in on_host.arm.check_gains(controller.kp, controller.kd)
+
+
+def test_a_loop_that_stood_still_damps_by_name_and_can_be_reset(build):
+    wired = build()
+    wired.take_over()
+    wired.arm.post(lambda: time.sleep(1.0))  # longer than a state may be old
+    wait_for(lambda: wired.mode() is Mode.DAMP, "DAMP")
+    assert wired.controller.fault is Fault.LOOP_LATE
+    assert "LOOP_LATE" in wired.arm.warning()
+    wired.arm.reset()
+    assert wired.mode() is Mode.HOLD
+    assert wired.arm.lateness.text == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -107,6 +108,17 @@ def test_limits_that_only_count_never_stop():
     lateness = Lateness(ONLY_COUNT, PERIOD_S)
     assert set(rungs(lateness, 5000, 1.0, 1.0)) == {Rung.LATE}
     assert lateness.late == 5000
+
+
+def test_judging_leaves_no_object_behind():
+    lateness = Lateness(LoopLimits(), PERIOD_S)
+    times = [1e-4 * i for i in range(1300)]  # made before, and late ones among them
+    for late_s in times[:300]:
+        lateness.judge(late_s, PERIOD_S)
+    before = sys.getallocatedblocks()
+    for late_s in times[300:]:
+        lateness.judge(late_s, PERIOD_S)
+    assert abs(sys.getallocatedblocks() - before) < 10
 
 
 def test_clear_forgets():

@@ -15,6 +15,7 @@ from numba import njit
 from numba.core.runtime import _nrt_python, rtsys
 
 from niaf_impedance import ImpedanceController
+from niaf_impedance import tick as k
 from niaf_impedance.admission import Reason
 from niaf_impedance.faults import Fault, Mode
 from niaf_impedance.lateness import ONLY_COUNT, Rung
@@ -109,6 +110,15 @@ def wait_for(condition, what, timeout_s=3.0):
     while not condition():
         assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
         time.sleep(0.002)
+
+
+def follow(loop, prior, q, lead_s=0.25):
+    """Commit a field to the running loop; the field."""
+    now = loop.now_s()
+    field = make_field(prior, q, now, 1)
+    verdict = loop.commit(loop.controller.plan(loop.snapshot(), now, field, lead_s=lead_s))
+    assert verdict.accepted, verdict.text
+    return field
 
 
 def test_runs_on_its_own_and_publishes_what_holds_the_arm(running, arm):
@@ -368,17 +378,19 @@ def test_missed_deadlines_are_skipped_and_counted_never_made_up_for(patient, arm
     assert 0.5 < share < 1.01, "a stall at the very end is not counted, a burst would be above 1"
 
 
+def test_braking_follows_the_settings_of_the_running_controller(running, prior):
+    loop, toy = running
+    follow(loop, prior, toy.q)
+    wait_for(lambda: loop.controller.mode == Mode.TRACK, "TRACK")
+    with loop.paused():
+        loop.controller.set_config(replace(loop.controller.config, brake_s=0.07, brake_max_s=0.07))
+    loop.brake()
+    wait_for(lambda: loop.controller.mode != Mode.TRACK, "the end of TRACK")
+    assert loop.controller._st[k.ST_BRAKE_T] == pytest.approx(0.07)
+
+
 # -- lateness (the rule itself: test_lateness) -----------------------------------------------------
 TOO_FAST_HZ = 400_000.0  # no tick is ever on time
-
-
-def follow(loop, prior, q, lead_s=0.25):
-    """Commit a field to the running loop; the field."""
-    now = loop.now_s()
-    field = make_field(prior, q, now, 1)
-    verdict = loop.commit(loop.controller.plan(loop.snapshot(), now, field, lead_s=lead_s))
-    assert verdict.accepted, verdict.text
-    return field
 
 
 def test_a_loop_that_is_late_too_often_brakes_along_the_path(patient, arm, prior):
