@@ -257,6 +257,9 @@ class BusArm:
         """Steps of the loop per second."""
         return self.description.loop.rate_hz
 
+    def tuned(self) -> None:
+        """The tuning has changed: nothing follows, a state is at most a few periods old here."""
+
     def check_tuning(self, tuning: Tuning, config: ControllerConfig) -> str:
         """Why this tuning cannot be used over this bus; empty when it can."""
         problem = tuning.outside_ranges(self._controller.arm.config)

@@ -29,10 +29,8 @@ from niaf_impedance.lateness import Lateness, LoopLimits
 from niaf_impedance.loop import Command, ControlLoop
 from niaf_impedance.planning import Plan, Snapshot
 from niaf_impedance.realtime import ordinary_priority
-from niaf_impedance.settings import ControllerConfig
 from niaf_impedance.timing import LoopTiming
 from niaf_impedance.topic_arm import OnTick, TopicLink
-from niaf_impedance.tuning import Tuning
 
 T = TypeVar("T")
 
@@ -48,6 +46,8 @@ class ClockedTopicArm(TopicLink):
         lateness: what the loop's own lateness has led to.
         scheduling: what the loop's thread was granted.
     """
+
+    _periods_held = 2.0  # a state waits for the next tick, at worst a whole period
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class ClockedTopicArm(TopicLink):
         super().__init__(node, controller, rate_hz=rate_hz, **topics)
         self._set_clock()
         self._stopping = self._told_off = False
+        self._loop.sent(0)  # from now on commands that nobody sends make the loop late
         self.scheduling = self._loop.start(priority)
         self._sender = threading.Thread(target=self._send, name="sender", daemon=True)
         self._sender.start()
@@ -103,7 +104,9 @@ class ClockedTopicArm(TopicLink):
 
     def activation_problem(self) -> str:
         """Why the arm cannot be taken over now; empty when it can."""
-        return super().activation_problem() if self._loop.running else "the loop's thread has ended"
+        if not (self._loop.running and self._sender.is_alive()):
+            return "a thread of the loop has ended; configure again (its last words are in the log)"
+        return super().activation_problem()
 
     def activate(self) -> None:
         """Hold the measured pose. ValueError when the state is no good."""
@@ -131,12 +134,6 @@ class ClockedTopicArm(TopicLink):
     def estop(self) -> None:
         """Damp at the next tick and latch."""
         self._loop.estop()
-
-    def check_tuning(self, tuning: Tuning, config: ControllerConfig) -> str:
-        """Why this tuning cannot be used over these topics; empty when it can."""
-        # a state waits for the next tick, at worst a whole period
-        return self._controller.check_tuning(
-            tuning, 2.0 * self.timing.period_s, config.velocity_filter_s)
 
     def diagnostics(self) -> dict[str, Any]:
         """Key-values for a diagnostic status."""

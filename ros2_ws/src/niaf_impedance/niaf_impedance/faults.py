@@ -57,7 +57,8 @@ FAULT_TEXT: dict[Fault, FaultText] = {
         "repair the encoder or driver that reports it, then ~/reset at standstill",
     ),
     Fault.STATE_STALE: FaultText(
-        "no measured state arrived for longer than state_timeout_s",
+        "for longer than state_timeout_s no measured state arrived, or none young enough for the "
+        "damping that is set",
         "DAMP; the node stops sending torque, so that the drives' own watchdog damps",
         "restore the joint-state stream, then ~/reset at standstill",
     ),

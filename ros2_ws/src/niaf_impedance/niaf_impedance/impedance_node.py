@@ -176,6 +176,7 @@ class ImpedanceNode(LifecycleNode):
             controller.set_tuning(tuning)
 
         link.call(apply)
+        link.tuned()
         self._state_every = max(1, round(link.rate_hz / float(self._value("state_rate_hz"))))
 
     def _check_tuning(self, tuning: Tuning, config: ControllerConfig) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import math
 
+from niaf_impedance.clocks import SkewEstimate
 from niaf_impedance.faults import Mode
 
 #: a stamp this far behind the one before means that the clock was set, not that messages overtook
 SET_BACK_S = 1.0
+#: states that are all too old to damp with, for half this long to this long, are refused
+PERSISTENT_S = 0.1
 #: modes in which the arm is damped already, so that a clock that was set back may be followed
 _STOPPED = (Mode.OFF, Mode.DAMP, Mode.ESTOP)
 
@@ -23,11 +26,17 @@ class StateGate:
         received_s: when it arrived; -inf before the first.
         rejected: states that were not let through so far.
         problem: why the last one was not, when an operator should know; empty after a good one.
+        bearable_s: age at which the damping in force would drive the arm
+            (``ImpedanceController.bearable_age_s``). One old state does nothing; when all have been
+            older for a while they are refused, and the silence that follows leaves the arm to its
+            drives, which damp on readings of their own.
     """
 
     def __init__(self, max_future_s: float) -> None:
         self._max_future_s = max_future_s
         self.newest_s = self.received_s = -math.inf
+        self.bearable_s = math.inf
+        self._recent = SkewEstimate(PERSISTENT_S)
         self.rejected = 0
         self.problem = ""
 
@@ -48,6 +57,14 @@ class StateGate:
             return self.refuse(
                 f"it was measured {age_s:.3f} s ago (state_timeout_s is {timeout_s:g}); "
                 "synchronise the clocks or relieve the CPU"
+            )
+        self._recent.add(now_s, stamp_s)
+        youngest_s = self._recent.skew_s
+        if youngest_s > self.bearable_s:
+            return self.refuse(
+                f"all recent ones were at least {youngest_s * 1e3:.1f} ms old, and damping as it "
+                f"is set would drive the arm from {self.bearable_s * 1e3:.1f} ms on; lower kd, or "
+                "speed up what measures and carries them"
             )
         if stamp_s <= self.newest_s:
             if stamp_s == self.newest_s or self.newest_s - stamp_s < SET_BACK_S:

@@ -64,6 +64,8 @@ class TopicLink:
         history: measured poses, if somebody wants them kept.
     """
 
+    _periods_held = 1.0
+
     def __init__(
         self,
         node: Node,
@@ -81,6 +83,9 @@ class TopicLink:
         #: of the newest state: when its callback began, its age then
         self._began_s = self._age_s = 0.0
         gripper = controller.arm.config.gripper
+        #: how long a torque waits for the next, and a state for its tick
+        self._held_s = self._periods_held / rate_hz
+        self.tuned()
         self._decoder = JointStateDecoder(
             controller.arm.joint_names,
             gripper.joint if gripper else "",
@@ -152,6 +157,14 @@ class TopicLink:
         """No torque is commanded."""
         return self._controller.off
 
+    def check_tuning(self, tuning: Tuning, config: ControllerConfig) -> str:
+        """Why this tuning cannot be used over these topics; empty when it can."""
+        return self._controller.check_tuning(tuning, self._held_s, config.velocity_filter_s)
+
+    def tuned(self) -> None:
+        """The tuning has changed: how old states may be depends on it."""
+        self._gate.bearable_s = self._controller.bearable_age_s(self._held_s)
+
     def pose_at(self, stamp_s: float) -> Any:
         """Measured pose at that time; NoPoseError when none is known. Needs ``history``."""
         assert self.history is not None
@@ -159,7 +172,10 @@ class TopicLink:
 
     def diagnostics(self) -> dict[str, Any]:
         """Key-values for a diagnostic status."""
-        return {"joint states rejected": self._gate.rejected}
+        return {
+            "joint states rejected": self._gate.rejected,
+            "joint states_ms.bearable": f"{1e3 * self._gate.bearable_s:.1f}",
+        }
 
     def close(self) -> None:
         """Destroy the topics."""
@@ -243,11 +259,6 @@ class TopicArm(TopicLink):
     def estop(self) -> None:
         """Damp at the next tick and latch."""
         self._controller.estop()
-
-    def check_tuning(self, tuning: Tuning, config: ControllerConfig) -> str:
-        """Why this tuning cannot be used over these topics; empty when it can."""
-        return self._controller.check_tuning(
-            tuning, self.timing.period_s, config.velocity_filter_s)
 
     def close(self) -> None:
         """Destroy topics and timer."""

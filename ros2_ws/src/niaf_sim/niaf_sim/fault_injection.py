@@ -147,6 +147,7 @@ class HostLoop:
             gripper.width_scale if gripper else 1.0,
         )
         self.gate = StateGate(limits.max_future_s)
+        self.gate.bearable_s = controller.bearable_age_s(self._period_s)
 
     def on_joint_state(self, data: bytes, wall_s: float, mono_s: float) -> FloatArray | None:
         """Torque to publish for a serialised joint state; None: nothing is published."""
@@ -194,6 +195,7 @@ class HostLoop:
         problem = self.controller.check_gains(kp, kd, self._period_s)
         if not problem:
             self.controller.set_gains(kp, kd)
+            self.gate.bearable_s = self.controller.bearable_age_s(self._period_s)
         return problem
 
 

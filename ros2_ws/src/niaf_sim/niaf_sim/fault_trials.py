@@ -29,6 +29,7 @@ from niaf_impedance.drives import DriveFault
 from niaf_impedance.drives import mit_frames as mit
 from niaf_impedance.drives.interface import DRIVE_FAULT_TEXT
 from niaf_impedance.faults import Fault, Mode, describe
+from niaf_impedance.state_gate import PERSISTENT_S
 from niaf_sim.drive import DriveBank, DriveConfig
 from niaf_sim.fault_injection import (
     DT_S,
@@ -401,15 +402,19 @@ def clock_of_sensor_jump(rng: np.random.Generator, bench: Bench, rig: Rig) -> Tr
         rig.sensor_offset_s = jump
 
     timeout, future = bench.config.state_timeout_s, bench.field_limits.max_future_s
-    if -timeout + 3 * DT_S < jump < timeout - 3 * DT_S:
+    bearable = rig.host.gate.bearable_s  # nobody can tell a clock that is behind from old states
+    if -min(timeout - 3 * DT_S, bearable - DT_S) < jump < timeout - 3 * DT_S:
         expectation = Expectation(ON)
+    elif -timeout < jump < -bearable - 2 * DT_S:
+        expectation = Expectation(
+            _stop(Fault.STATE_STALE), _silence_s(bench) + PERSISTENT_S, rest="sinks")
     elif jump > max(timeout, future) + DT_S or jump < -(timeout + WATCH_S + 2 * DT_S):
         expectation = Expectation(_stop(Fault.STATE_STALE), _silence_s(bench), rest="sinks")
     else:
         expectation = Expectation(ON | _stop(Fault.STATE_STALE), rest="sinks")
     return Trial(
         Injection(onset, act=act, note=f"{jump:+.4g} s"), expectation,
-        _silence_s(bench) + _settle_s(bench),
+        _silence_s(bench) + PERSISTENT_S + _settle_s(bench),
     )
 
 
@@ -496,17 +501,22 @@ def state_delayed(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
         reading.delay_s = delay - jitter * float(rng.random())
         return reading
 
+    bearable = rig.host.gate.bearable_s
+    named = _silence_s(bench) + PERSISTENT_S
     if delay - jitter > timeout + DT_S:
         expectation = Expectation(_stop(Fault.STATE_STALE), _silence_s(bench), rest="sinks")
-    elif delay < timeout - 3 * DT_S:
-        expectation = Expectation(ON | PUSHED, rest="free", unseen_s=0.03 + delay)
+    elif delay - jitter > bearable + 2 * DT_S:  # the arm may shake until all states are old
+        expectation = Expectation(PUSHED | _stop(Fault.STATE_STALE), named, rest="free",
+                                  unseen_s=named)
+    elif delay < min(bearable, timeout - 3 * DT_S) - DT_S:
+        expectation = Expectation(ON, unseen_s=0.03 + delay)
     else:
         expectation = Expectation(
-            ON | PUSHED | _stop(Fault.STATE_STALE), rest="free", unseen_s=0.03 + delay
+            ON | PUSHED | _stop(Fault.STATE_STALE), rest="free", unseen_s=named + delay
         )
     return Trial(
         Injection(onset, state=state, note=f"{delay * 1e3:.1f} ms, jitter {jitter * 1e3:.1f} ms"),
-        expectation, max(_silence_s(bench) + _settle_s(bench), 0.4),
+        expectation, max(named + _settle_s(bench), 0.4),
     )
 
 
