@@ -157,16 +157,26 @@ class Lateness:
     def __init__(self, limits: LoopLimits, period_s: float) -> None:
         self.period_s = period_s
         self.limits, self.memory = limits.array(period_s), np.zeros(M_SIZE)
-        self._window_s = limits.window_s
+        self._window_s, self._late_s = limits.window_s, float(self.limits[L_LATE])
+        self._on_time = 0  # ticks since the share was written down
+        self._calm = True  # the share alone leads to nothing
         judge(self.limits, np.zeros(M_SIZE), 0.0, 0.0)  # compiles
 
     def judge(self, late_s: float, gap_s: float) -> int:
         """Number of a Rung."""
-        return int(judge(self.limits, self.memory, late_s, gap_s))
+        if self._calm and late_s <= self._late_s and gap_s <= self.period_s:
+            self._on_time += 1  # nearly every tick: what it does to the share can wait
+            return RUNG_ON_TIME
+        self.memory[M_SHARE] = self.share
+        self._on_time = 0
+        rung = int(judge(self.limits, self.memory, late_s, gap_s))
+        self._calm = bool(self.memory[M_SHARE] <= self.limits[L_BRAKE_SHARE])
+        return rung
 
     def clear(self) -> None:
         """A new run: an activation, a reset."""
         self.memory[:] = 0.0
+        self._on_time, self._calm = 0, True
 
     @property
     def damp_s(self) -> float:
@@ -176,7 +186,7 @@ class Lateness:
     @property
     def share(self) -> float:
         """Share of the periods of about the last window that went wrong."""
-        return float(self.memory[M_SHARE])
+        return float(self.memory[M_SHARE] * self.limits[L_KEEP] ** self._on_time)
 
     @property
     def late(self) -> int:

@@ -110,6 +110,19 @@ def test_limits_that_only_count_never_stop():
     assert lateness.late == 5000
 
 
+@given(st.lists(st.tuples(
+    st.sampled_from([0.0, 0.4e-3, 1.5e-3, 6e-3]), st.sampled_from([0.0, 1e-3, 1.2e-3, 5e-3]),
+    st.integers(1, 60)), max_size=30))
+def test_ticks_that_are_only_counted_change_nothing_of_the_rule(runs):
+    limits = LoopLimits(brake_share=0.1, damp_share=0.3)
+    lateness, memory = Lateness(limits, PERIOD_S), np.zeros(M_SIZE)
+    for late_s, gap_s, count in runs:
+        for _ in range(count):
+            assert lateness.judge(late_s, gap_s) == judge(lateness.limits, memory, late_s, gap_s)
+        assert lateness.share == pytest.approx(memory[0])
+        assert (lateness.late, lateness.outcome) == (memory[1], memory[3])
+
+
 def test_judging_leaves_no_object_behind():
     lateness = Lateness(LoopLimits(), PERIOD_S)
     times = [1e-4 * i for i in range(1300)]  # made before, and late ones among them
