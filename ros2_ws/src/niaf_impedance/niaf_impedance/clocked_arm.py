@@ -204,4 +204,4 @@ class ClockedTopicArm(TopicLink):
             self._width.values[0] = command.gripper_m
             self._gripper_publisher.publish(self._width.encode())
         seconds, fraction = divmod(command.state_s, 1.0)
-        self._on_tick(self._epoch_sec + int(seconds), int(fraction * 1e9), age_s)
+        self._on_tick(self._epoch_sec + int(seconds), int(fraction * 1e9))

@@ -410,17 +410,17 @@ class ImpedanceNode(LifecycleNode):
         super().destroy_node()
 
     # -- after every tick ------------------------------------------------------------------------
-    def _on_tick(self, sec: int, nanosec: int, age_s: float) -> None:
-        self._on_sent(sec, nanosec, age_s)
+    def _on_tick(self, sec: int, nanosec: int) -> None:
+        self._on_sent(sec, nanosec)
         self._settle()
 
-    def _on_sent(self, sec: int, nanosec: int, age_s: float) -> None:
+    def _on_sent(self, sec: int, nanosec: int) -> None:
         """After every command, in whatever thread sends it."""
         link = self._link
         if link is None:  # a command before ``_make_link`` has returned
             return
         if link.timing.ticks % self._state_every == 0:
-            self._publish_state(sec, nanosec, age_s)
+            self._publish_state(sec, nanosec)
         if link.timing.ticks % self._pose_every == 0:
             self._publish_tool_pose(sec, nanosec)
 
@@ -450,7 +450,7 @@ class ImpedanceNode(LifecycleNode):
         message.effort = state.tau.tolist()
         self._joint_publisher.publish(message)
         if not link.off:
-            self._on_sent(sec, nanosec, time.time() - wall_s)
+            self._on_sent(sec, nanosec)
 
     def _report_changes(self) -> None:
         controller = self.controller
@@ -650,7 +650,7 @@ class ImpedanceNode(LifecycleNode):
         return response
 
     # -- published figures -----------------------------------------------------------------------
-    def _publish_state(self, sec: int, nanosec: int, age_s: float) -> None:
+    def _publish_state(self, sec: int, nanosec: int) -> None:
         controller, message, link = self.controller, self._message, self._link
         if controller is None or link is None:
             return
@@ -667,8 +667,7 @@ class ImpedanceNode(LifecycleNode):
         message.gripper_command_m = controller.gripper_m
         message.tick_period_s = controller.last_period_s
         message.tick_execution_s = timing.last_execution_s
-        message.tick_lateness_s = timing.window_age_s
-        message.state_age_s = age_s
+        message.tick_lateness_s, message.state_age_s = timing.window_late_s, timing.window_age_s
         message.tick_count = timing.ticks
         message.missed_ticks = timing.missed
         message.blending = controller.blending
@@ -678,7 +677,7 @@ class ImpedanceNode(LifecycleNode):
         message.seam_position_peak_rad = figures.seam_position_peak_rad
         message.seam_velocity_peak_rad_s = figures.seam_velocity_peak_rad_s
         message.seam_acceleration_peak_rad_s2 = figures.seam_acceleration_peak_rad_s2
-        timing.window_age_s = 0.0
+        timing.window_late_s = timing.window_age_s = 0.0
         self._state_publisher.publish(message)
 
     def _read_state(self) -> None:

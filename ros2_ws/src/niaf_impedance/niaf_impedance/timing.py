@@ -66,6 +66,7 @@ class LoopTiming:
     ``lateness``: how long after it was due a tick began; ``age``: age of the measured state then;
     ``execution``: from there to the departure of the command; ``command_age``: age of the measured
     state when its command left. ``missed``: periods without a tick, whoever made them.
+    ``window_late_s``, ``window_age_s``: the largest since whoever reads them cleared them.
     """
 
     def __init__(self, period_s: float) -> None:
@@ -75,7 +76,7 @@ class LoopTiming:
         self.ticks = 0
         self.missed = 0
         self.window_ticks = 0
-        self.window_age_s = 0.0
+        self.window_late_s = self.window_age_s = 0.0
         self.last_execution_s = 0.0
         self._began_s = 0.0
         self._stamp_s = 0.0
@@ -86,7 +87,7 @@ class LoopTiming:
         for histogram in (self.lateness, self.age, self.execution, self.command_age):
             histogram.clear()
         self.ticks = self.missed = self.window_ticks = 0
-        self.window_age_s = self.last_execution_s = 0.0
+        self.window_late_s = self.window_age_s = self.last_execution_s = 0.0
 
     def begin(self, began_s: float, stamp_s: float, age_s: float, late_s: float) -> None:
         """A tick begins: ``began_s`` on a monotonic clock, ``late_s`` after it was due.
@@ -100,8 +101,8 @@ class LoopTiming:
                 self.missed += gap
         self.lateness.add(late_s)
         self.age.add(age_s)
-        if age_s > self.window_age_s:
-            self.window_age_s = age_s
+        self.window_late_s = max(self.window_late_s, late_s)
+        self.window_age_s = max(self.window_age_s, age_s)
         self._began_s, self._stamp_s, self._age_s = began_s, stamp_s, age_s
         self.ticks += 1
         self.window_ticks += 1

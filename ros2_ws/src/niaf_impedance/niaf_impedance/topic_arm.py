@@ -37,8 +37,8 @@ WATCHDOG_PERIOD_S = 0.005
 
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
-#: (sec, nanosec of the state, its age in seconds): called after every tick, in its thread
-OnTick = Callable[[int, int, float], None]
+#: (sec, nanosec of the state): called after every tick, in its thread
+OnTick = Callable[[int, int], None]
 
 
 def with_info(handle: Callable[[bytes, dict[str, Any]], None]) -> Callable[..., None]:
@@ -286,7 +286,7 @@ class TopicArm(TopicLink):
                 self._width.values[0] = controller.gripper_m
                 self._gripper_publisher.publish(self._width.encode())
         timing.end(time.monotonic())
-        self._on_tick(*decoder.stamp, age_s)
+        self._on_tick(*decoder.stamp)
 
     def _watch(self) -> None:
         """Silence of joint_states is the one fault that the tick cannot see.
