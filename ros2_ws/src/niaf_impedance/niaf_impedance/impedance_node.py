@@ -29,6 +29,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.timer import Timer
@@ -142,6 +143,7 @@ class ImpedanceNode(LifecycleNode):
         self._base_frame = str(self.get_parameter("base_frame").value) or robot.base_frame
         self.controller: ImpedanceController | None = None
         self._tuning = LiveTuning(self, robot, self._check_tuning, self._apply_tuning)
+        self.add_post_set_parameters_callback(self._after_set)
         self._worker: AdmissionWorker | None = None
         self._link: Arm | None = None
         self._journal: JournalPublisher | None = None
@@ -177,7 +179,13 @@ class ImpedanceNode(LifecycleNode):
 
         link.call(apply)
         link.tuned()
+
+    def _set_state_rate(self, link: Arm) -> None:
         self._state_every = max(1, round(link.rate_hz / float(self._value("state_rate_hz"))))
+
+    def _after_set(self, changed: list[Parameter]) -> None:
+        if self._link is not None:
+            self._set_state_rate(self._link)
 
     def _check_tuning(self, tuning: Tuning, config: ControllerConfig) -> str:
         return "not configured" if self._link is None else self._link.check_tuning(tuning, config)
@@ -289,7 +297,7 @@ class ImpedanceNode(LifecycleNode):
             )
             link.history = self._history(link.rate_hz)
             link.open()
-        self._state_every = max(1, round(link.rate_hz / float(self._value("state_rate_hz"))))
+        self._set_state_rate(link)
         self._pose_every = max(1, round(link.rate_hz / float(self._value("tool_pose_rate_hz"))))
         return link
 
@@ -298,7 +306,8 @@ class ImpedanceNode(LifecycleNode):
         if self._value("anchor") == "field":
             return None
         span_s = float(self._value("field_max_age_s")) + float(self._value("field_max_future_s"))
-        return PoseHistory(self.arm.n + 1, span_s, rate_hz)
+        ahead_s = float(self._value("state_timeout_s"))
+        return PoseHistory(self.arm.n + 1, span_s, rate_hz, ahead_s)
 
     def _create_entities(self, controller: ImpedanceController) -> None:
         self._admission_publisher = self.create_publisher(AdmissionReport, "~/admission", 10)

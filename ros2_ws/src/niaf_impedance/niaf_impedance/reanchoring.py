@@ -21,8 +21,6 @@ from niaf_impedance.tool_setup import tool_columns, tool_pose
 
 FloatArray = np.ndarray
 
-#: a stamp may lie this far beyond the newest state: the state of that instant is on its way
-AHEAD_S = 0.01
 #: states further apart than this are not interpolated between
 LARGEST_GAP_S = 0.1
 
@@ -37,8 +35,12 @@ class PoseHistory:
     ``add`` costs two assignments: a ring is written over.
     """
 
-    def __init__(self, columns: int, span_s: float, rate_hz: float) -> None:
-        """Room for ``span_s`` at ``rate_hz``, and a fifth more."""
+    def __init__(self, columns: int, span_s: float, rate_hz: float, ahead_s: float) -> None:
+        """Room for ``span_s`` at ``rate_hz``, and a fifth more.
+
+        A stamp up to ``ahead_s`` beyond the newest state gets that one: its own is on its way.
+        """
+        self._ahead_s = ahead_s
         room = max(8, math.ceil(1.2 * span_s * rate_hz))
         self._stamps, self._rows = np.full(room, -np.inf), np.zeros((room, columns))
         self._next = self._count = 0
@@ -72,7 +74,7 @@ class PoseHistory:
         after = int(np.searchsorted(stamps, stamp_s))
         if after == stamps.size:
             ahead_s = stamp_s - stamps[-1]
-            if ahead_s > AHEAD_S:
+            if ahead_s > self._ahead_s:
                 raise NoPoseError(
                     f"the newest joint state is {ahead_s:.3f} s older; are the clocks of cameras "
                     "and drives synchronised?"

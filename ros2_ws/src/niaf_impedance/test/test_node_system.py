@@ -286,6 +286,24 @@ def test_gains_are_live_and_their_ranges_hold(system):
     assert get_parameter(fake, "gains.panda_joint1.kd") == 20.0
 
 
+def test_the_rate_of_states_is_live(system):
+    fake, _, _ = system
+
+    def ticks_between(wanted):
+        seen = len(fake.states)
+
+        def settled():
+            counts = [state.tick_count for state in fake.states[seen:]]
+            return any(b - a == wanted for a, b in zip(counts, counts[1:], strict=False))
+
+        wait_for(settled, 5.0, f"states {wanted} ticks apart")
+
+    assert set_parameter(fake, "state_rate_hz", RATE_HZ / 20.0).successful
+    ticks_between(20)
+    assert set_parameter(fake, "state_rate_hz", 100.0).successful
+    ticks_between(round(RATE_HZ / 100.0))
+
+
 def test_a_set_reverts_and_is_saved_as_a_parameter_file(system, arm, tmp_path_factory):
     fake, _, _ = system
     assert set_parameter(fake, "stiffness_scale", 0.8).successful

@@ -12,13 +12,14 @@ from test_cartesian_control import make_tool_prior
 
 from niaf_field import Channel
 from niaf_impedance.reanchoring import (
-    AHEAD_S,
     LARGEST_GAP_S,
     NoPoseError,
     PoseHistory,
     measured_anchor,
 )
 from niaf_impedance.tool_setup import tool_pose
+
+AHEAD_S = 0.01
 
 
 def line(history, stamps, slope=2.0):
@@ -28,7 +29,7 @@ def line(history, stamps, slope=2.0):
 
 @given(st.lists(st.floats(1e-4, 0.05), min_size=20, max_size=60), st.floats(0.0, 1.0))
 def test_a_pose_between_two_states_lies_on_the_line_between_them(steps, share):
-    history = PoseHistory(3, 0.5, 20.0)  # room for 12: the ring goes round
+    history = PoseHistory(3, 0.5, 20.0, 0.0)  # room for 12: the ring goes round
     stamps = np.cumsum(steps)
     line(history, stamps)
     t = stamps[-12] + share * (stamps[-1] - stamps[-12])
@@ -36,7 +37,7 @@ def test_a_pose_between_two_states_lies_on_the_line_between_them(steps, share):
 
 
 def test_what_was_not_measured_is_not_guessed():
-    history = PoseHistory(3, 0.5, 100.0)
+    history = PoseHistory(3, 0.5, 100.0, AHEAD_S)
     with pytest.raises(NoPoseError, match="no joint state"):
         history.at(1.0)
     line(history, [1.0, 1.01, 1.01 + 2.0 * LARGEST_GAP_S])
