@@ -168,7 +168,7 @@ class ClockedTopicArm(TopicLink):
         """Give the newest state to the loop, with its age as it was when it came in."""
         since_s = time.monotonic() - self._began_s
         self._loop.offer_state(
-            self._loop.now_s() - self._age_s - since_s, self._decoder.q, self._decoder.dq)
+            self._loop.now_s() - self._states.age_s - since_s, self._decoder.q, self._decoder.dq)
 
     def _set_clock(self) -> None:
         """Take the wall clock as it is now (the arm is at rest), and move the newest state too."""

@@ -21,19 +21,17 @@ from std_msgs.msg import Float64MultiArray
 
 from niaf_impedance.admission import AdmissionVerdict
 from niaf_impedance.controller import ImpedanceController
+from niaf_impedance.event_loop import WATCH_PERIOD_S, EventLoop, StateIntake
 from niaf_impedance.faults import Mode
-from niaf_impedance.lateness import RUNG_LATE, Lateness, LoopLimits, step_down
+from niaf_impedance.lateness import Lateness, LoopLimits
 from niaf_impedance.planning import Plan, Snapshot
 from niaf_impedance.reanchoring import PoseHistory
 from niaf_impedance.settings import ControllerConfig
-from niaf_impedance.state_gate import OwnDelay, StateGate
 from niaf_impedance.timing import LoopTiming
 from niaf_impedance.tuning import Tuning
-from niaf_impedance.wire import Float64ArrayEncoder, JointStateDecoder, JointStateError
+from niaf_impedance.wire import Float64ArrayEncoder, JointStateDecoder
 
 T = TypeVar("T")
-
-WATCHDOG_PERIOD_S = 0.005
 
 _NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
@@ -79,18 +77,19 @@ class TopicLink:
         self._node, self._controller, self._epoch_sec = node, controller, epoch_sec
         self.rate_hz = rate_hz
         self.history: PoseHistory | None = None
-        self._gate, self._delay = StateGate(max_future_s), OwnDelay(1.0 / rate_hz)
-        #: of the newest state: when its callback began, its age then
-        self._began_s = self._age_s = 0.0
+        #: when the callback of the newest state began
+        self._began_s = 0.0
         gripper = controller.arm.config.gripper
-        #: how long a torque waits for the next, and a state for its tick
-        self._held_s = self._periods_held / rate_hz
-        self.tuned()
         self._decoder = JointStateDecoder(
             controller.arm.joint_names,
             gripper.joint if gripper else "",
             gripper.width_scale if gripper else 1.0,
         )
+        self._states = StateIntake(self._decoder, max_future_s, 1.0 / rate_hz, epoch_sec)
+        self._gate = self._states.gate
+        #: how long a torque waits for the next, and a state for its tick
+        self._held_s = self._periods_held / rate_hz
+        self.tuned()
         self._gripper_every = max(1, round(rate_hz / gripper_rate_hz))
         self._effort = Float64ArrayEncoder(controller.n)
         self._width = Float64ArrayEncoder(1)
@@ -106,33 +105,23 @@ class TopicLink:
 
     def _receive(self, data: bytes, info: dict[str, Any]) -> bool:
         """Decode and judge a state; whether it may reach the tick."""
-        controller, decoder, gate = self._controller, self._decoder, self._gate
+        controller, gate = self._controller, self._gate
         began_s = self._began_s = time.monotonic()
-        try:
-            decoder.decode(data)
-        except JointStateError as error:
-            admitted = gate.refuse(str(error))
-        else:
-            sec, nanosec = decoder.stamp
-            stamp_s = (sec - self._epoch_sec) + nanosec * 1e-9
-            now_s = time.time() - self._epoch_sec
-            self._age_s = now_s - stamp_s
-            admitted = gate.admit(
-                stamp_s, now_s, began_s, controller.mode, controller.config.state_timeout_s)
-        if not admitted:
+        received = info.get("received_timestamp")
+        if not self._states.receive(
+            data, controller.mode, controller.config.state_timeout_s,
+            time.time() - self._epoch_sec, began_s,
+            received * 1e-9 - self._epoch_sec if received else None,
+            info.get("publication_sequence_number"),
+        ):
             if gate.problem:
                 self._node.get_logger().error(
                     f"joint state refused: {gate.problem} ({gate.rejected} so far)",
                     throttle_duration_sec=2.0,
                 )
             return False
-        received = info.get("received_timestamp")
-        self._delay.note(
-            stamp_s, now_s, received * 1e-9 - self._epoch_sec if received else None,
-            info.get("publication_sequence_number"),
-        )
         if self.history is not None:
-            self.history.add(stamp_s, decoder.q, decoder.gripper_m)
+            self.history.add(gate.newest_s, self._decoder.q, self._decoder.gripper_m)
         return True
 
     # -- what the node asks ------------------------------------------------------------------------
@@ -190,7 +179,6 @@ class TopicArm(TopicLink):
 
     Attributes:
         timing: lateness and duration of ticks.
-        lateness: what the loop's own lateness has led to.
         scheduling: empty: the executor's thread ticks.
     """
 
@@ -206,15 +194,20 @@ class TopicArm(TopicLink):
     ) -> None:
         """``topics``: as TopicLink. ``on_tick`` is called after every tick, in its thread."""
         self.timing = LoopTiming(1.0 / rate_hz)
-        self.lateness = Lateness(limits, 1.0 / rate_hz)
         self.scheduling = ""
         self._on_tick = on_tick
         super().__init__(node, controller, rate_hz=rate_hz, **topics)
-        self._watched_s, self._busy_s = time.monotonic(), 0.0
+        self._loop = EventLoop(
+            controller, self._states, limits, 1.0 / rate_hz, time.monotonic())
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timer = node.create_timer(WATCHDOG_PERIOD_S, self._watch, clock=steady)
+        self._timer = node.create_timer(WATCH_PERIOD_S, self._watch, clock=steady)
 
     # -- what the node asks ------------------------------------------------------------------------
+    @property
+    def lateness(self) -> Lateness:
+        """What the loop's own lateness has led to."""
+        return self._loop.lateness
+
     def call(self, work: Callable[[], T]) -> T:
         """Do ``work`` between two ticks and return its result: here, at once."""
         return work()
@@ -240,8 +233,7 @@ class TopicArm(TopicLink):
         self._controller.activate(
             self._gate.newest_s, decoder.q, decoder.dq, gripper_m=decoder.gripper_m)
         self.timing.clear()
-        self.lateness.clear()
-        self._busy_s = 0.0
+        self._loop.clear()
 
     def deactivate(self) -> None:
         """Begin the ramp to gravity only; the ticks go on until the mode is OFF."""
@@ -270,12 +262,9 @@ class TopicArm(TopicLink):
         controller, decoder = self._controller, self._decoder
         if not self._receive(data, info) or controller.mode == Mode.OFF:
             return
-        timing, delay, stamp_s, age_s = self.timing, self._delay, self._gate.newest_s, self._age_s
-        late_s, self._busy_s = max(delay.late_s, self._busy_s), 0.0
-        timing.begin(self._began_s, stamp_s, age_s, late_s)
-        rung = self.lateness.judge(late_s, delay.gap_s)
-        if rung > RUNG_LATE:
-            step_down(rung, controller)
+        timing, stamp_s = self.timing, self._gate.newest_s
+        late_s = self._loop.begin()
+        timing.begin(self._began_s, stamp_s, self._states.age_s, late_s)
         self._effort.values[:] = controller.tick(stamp_s, decoder.q, decoder.dq)
         if controller.off:  # deactivation has just ended: fall silent
             self._node.get_logger().info("off: no torque is commanded")
@@ -289,20 +278,6 @@ class TopicArm(TopicLink):
         self._on_tick(*decoder.stamp)
 
     def _watch(self) -> None:
-        """Silence of joint_states is the one fault that the tick cannot see.
-
-        A watch that comes late itself tells that this executor stood still: then the silence is its
-        own, also when the states of that time are still on their way out of a socket.
-        """
-        controller, now_s = self._controller, time.monotonic()
-        busy_s, silent_s = now_s - self._watched_s, now_s - self._gate.received_s
-        self._watched_s = now_s
-        if controller.mode == Mode.OFF:
-            return
-        if busy_s > 2.0 * WATCHDOG_PERIOD_S:
-            self._busy_s = max(self._busy_s, busy_s - WATCHDOG_PERIOD_S)
-        if min(busy_s, silent_s) > controller.config.state_timeout_s:
-            step_down(self.lateness.judge(busy_s, 0.0), controller)
-        elif controller.note_state_age(silent_s):
-            self._effort.values[:] = controller.telemetry.tau
+        if self._loop.watch(time.monotonic()):
+            self._effort.values[:] = self._controller.telemetry.tau
             self._effort_publisher.publish(self._effort.encode())

@@ -14,9 +14,10 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import JointState
 
 from niaf_impedance import ControllerConfig, ImpedanceController, topic_arm
+from niaf_impedance.event_loop import WATCH_PERIOD_S
 from niaf_impedance.faults import Fault, Mode
 from niaf_impedance.lateness import LIMITS, Rung
-from niaf_impedance.topic_arm import WATCHDOG_PERIOD_S, TopicArm, with_info
+from niaf_impedance.topic_arm import TopicArm, with_info
 
 PERIOD_S = 0.001
 EPOCH_SEC = 1_700_000_000
@@ -85,7 +86,7 @@ class Rig:
                 "publication_sequence_number": self.number,
             })
             self.now_s -= way_s + wait_s
-            self.arm._watched_s = self.now_s
+            self.arm._loop.watched_s = self.now_s
 
     def follow(self) -> None:
         now = self.controller.last_tick_s
@@ -171,20 +172,20 @@ def test_a_silence_of_the_driver_of_that_length_is(rig):
 
 def test_an_executor_that_stood_still_brakes_though_its_states_waited_in_the_socket(rig):
     rig.follow()
-    rig.now_s += 0.012 + WATCHDOG_PERIOD_S
+    rig.now_s += 0.012 + WATCH_PERIOD_S
     rig.node.watch()
-    rig.now_s -= 0.012 + WATCHDOG_PERIOD_S
+    rig.now_s -= 0.012 + WATCH_PERIOD_S
     rig.tick(2)  # every one of them arrives now
     assert rig.controller.mode == Mode.BRAKE
 
 
 def test_the_watch_tells_a_silent_driver_from_an_executor_that_stood_still(rig, arm, monkeypatch):
     for _ in range(6):
-        rig.now_s += WATCHDOG_PERIOD_S
+        rig.now_s += WATCH_PERIOD_S
         rig.node.watch()
     assert rig.controller.fault == Fault.STATE_STALE
     other = Rig(arm, monkeypatch)
-    other.now_s += 6 * WATCHDOG_PERIOD_S
+    other.now_s += 6 * WATCH_PERIOD_S
     other.node.watch()
     assert other.controller.fault == Fault.LOOP_LATE
 
