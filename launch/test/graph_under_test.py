@@ -51,6 +51,8 @@ CLOCK_S = 1e-6
 #: patient: the machine that runs the tests may stop a process for long
 STATE_TIMEOUT_S = 0.3
 FIELD_PERIOD_S = 0.125
+#: how far from the home pose anchors of fields may lie
+REACH_RAD = 0.25
 SIM = {"camera_rate_hz": 0.1, "overview_rate_hz": 0.1, "task_state_rate_hz": 1.0}
 #: as the launch files wire the nodes
 REMAPS = {"action_field": "policy/action_field", "tool_pose": "impedance/tool_pose"}
@@ -64,7 +66,11 @@ _EVERY = QoSProfile(depth=3000, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 class FieldSource:
-    """Recorded fields of the shipped policy, re-anchored to the measured pose."""
+    """Recorded fields of the shipped policy, re-anchored to the measured pose.
+
+    They all reach down to the table, where an arm that followed one after the other would get
+    stuck: anchors stay near the home pose.
+    """
 
     def __init__(self, node: Any, strength: float = 0.5) -> None:
         self.library = RecordedFields.load()
@@ -82,7 +88,8 @@ class FieldSource:
         self._index += 1
         self.sequence += 1
         anchor = np.zeros(prior.D)
-        anchor[: len(measured_rad)] = measured_rad
+        home = ROBOT.home_rad
+        anchor[: len(home)] = np.clip(measured_rad, home - REACH_RAD, home + REACH_RAD)
         now_s = time.time()
         return FieldMessage(
             stamp_s=now_s, frame_id="", sequence=self.sequence, prior_id=prior.prior_id,
