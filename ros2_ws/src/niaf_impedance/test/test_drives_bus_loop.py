@@ -285,13 +285,16 @@ def test_late_steps_far_apart_are_no_reason_to_fall_back(make):
 
 
 # -- replies and faults ----------------------------------------------------------------------------
-def test_one_lost_reply_is_bridged(running):
-    running.dq[2] = 0.1
-    running.step(3)
+@pytest.mark.parametrize("speed", [0.1, 0.5])
+def test_one_lost_reply_is_bridged(running, speed):
+    running.dq[2] = speed
+    for _ in range(3):
+        running.q[2] += speed * PERIOD_S
+        running.step()
     running.motors[2].drop_replies = 1
     seen = []
     for _ in range(4):
-        running.q[2] += 0.1 * PERIOD_S
+        running.q[2] += speed * PERIOD_S
         running.step()
         seen.append(running.controller.telemetry.q[2] - running.q[2])
     assert running.controller.mode is Mode.HOLD
@@ -390,6 +393,50 @@ def test_a_refused_frame_is_tolerated_until_it_goes_on(running):
     assert running.controller.fault in (Fault.BUS_OFF, Fault.DRIVE_SILENT)
     assert running.controller.mode is Mode.DAMP and running.loop.silent
     assert running.loop.figures.bus_errors >= 3
+
+
+def stir(rig, frozen: tuple[int, ...] = ()) -> None:
+    """A period in which joints move by their velocity; the loop wakes a little early or late."""
+    rig.q[:] += rig.dq * PERIOD_S * ~np.isin(np.arange(7), frozen)
+    rig.clock.advance(np.sin(rig.loop.figures.steps) * 1e-4)
+    rig.step()
+
+
+@pytest.mark.parametrize("closing", list(Closing))
+def test_a_frozen_reading_is_named_and_the_motors_damp(make, closing):
+    rig = make(closing=closing)
+    rig.start()
+    rig.step(30)
+    rig.dq[:] = 0.02  # the others live
+    rig.dq[2] = 0.3
+    for _ in range(40):
+        stir(rig, frozen=(2,))
+        if rig.controller.mode is not Mode.HOLD:
+            break
+    assert fault_of(rig) == (Mode.DAMP, Fault.STATE_FROZEN, "panda_joint3")
+    rig.dq[:] = 0.0
+    rig.step(80)
+    assert rig.loop.silent and "STATE_FROZEN" in rig.loop.problem
+    assert {motor.status for motor in rig.motors[:7]} == {0xD}
+
+
+def test_a_frozen_reading_is_seen_although_some_of_its_replies_are_lost(running):
+    running.dq[2] = 0.3
+    for k in range(60):
+        running.motors[2].drop_replies = k % 3 == 0
+        stir(running, frozen=(2,))
+    assert fault_of(running) == (Mode.DAMP, Fault.STATE_FROZEN, "panda_joint3")
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.05, 0.2])
+def test_neither_rest_nor_a_slow_motion_in_counts_is_taken_for_frozen(make, speed):
+    rig = make(own_ranges=False)  # half a count of velocity at rest, counts of 0.4 mrad
+    rig.start()
+    for k in range(1000):
+        rig.dq[2] = speed * np.sin(0.004 * np.pi * k)
+        stir(rig)
+    assert rig.controller.fault is Fault.NONE
+    assert rig.controller.mode is Mode.HOLD
 
 
 # -- start -----------------------------------------------------------------------------------------

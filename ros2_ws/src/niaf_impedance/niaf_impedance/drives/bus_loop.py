@@ -14,7 +14,8 @@ Two ways to close the loop (``Closing``):
   at 5 Nms/rad) stays with the host: it is part of that difference.
 
 A measured state is as old as its stamp says. Positions are carried forward by velocity over that
-age, which also covers one lost reply.
+age, which also covers one lost reply; except one that did not change with the newest reply though
+its velocity says that it moves, because a frozen reading must stay visible.
 
 What goes wrong, and what follows (numbers of ``faults.Fault``):
 
@@ -30,6 +31,8 @@ this loop late (``lateness``)              nothing (counted)      GAINS with ``f
                                                                   BRAKE
 this loop later still, or for longer       LOOP_LATE              DAMP
 bus-off, or ``missing_limit`` bus errors   BUS_OFF                silence, as above
+a frozen reading (seen by the controller)  STATE_FROZEN, joint    torque to the arm's weight, then
+                                                                  silence, as above
 ========================================== ====================== ==============================
 """
 
@@ -65,6 +68,9 @@ from niaf_impedance.lateness import (
 
 #: modes in which the controller follows a reference
 _FOLLOWING = (Mode.TRACK, Mode.BRAKE, Mode.HOLD)
+#: a joint at rest may report this much: MIT frames have no zero velocity, and half a count of the
+#: widest range is 0.07 rad/s
+_REST_RAD_S = 0.1
 #: below this stiffness torque of a joint the share of its stiffness in force cannot be told
 _NO_STIFFNESS_NM = 1e-3
 
@@ -154,6 +160,8 @@ class LoopController(Protocol):
     def kp(self) -> Floats: ...
     @property
     def kd(self) -> Floats: ...
+    @property
+    def silent(self) -> bool: ...
     @property
     def gripper_m(self) -> float: ...
     @property
@@ -272,6 +280,9 @@ class BusLoop:
         self._damping_alone = capabilities.damping_alone
         self._command = DriveCommand.zeros(len(wanted))
         self._state = DriveState.unknown(len(wanted))
+        #: position and stamp of each motor's newest answer, and whether that answer changed it [n]
+        self._seen_q, self._seen_s = np.full(n, np.nan), np.full(n, np.nan)
+        self._changed = np.ones(n, dtype=bool)
         self._run = _Run(config.closing)
         self.lateness = self._lateness(config.limits.damp_lateness_s)
         self.runs = 0
@@ -425,6 +436,10 @@ class BusLoop:
         if controller.mode == Mode.OFF:
             self.stop()
             return
+        if controller.silent and not run.silent:
+            run.silent = True
+            run.problem = run.problem or (
+                "STATE_FROZEN: a reading stands still; nothing is sent, the motors damp themselves")
         if run.silent:
             return
         self._fill(tau)
@@ -521,8 +536,13 @@ class BusLoop:
         state, n, config = self._state, self._n, self.config
         heard = state.missing[:n] < config.missing_limit  # a silent motor's velocity is not known
         dq = np.where(heard, state.dq[:n], 0.0)
+        answered = state.stamp[:n] != self._seen_s
+        self._changed = np.where(answered, state.q[:n] != self._seen_q, self._changed)
+        self._seen_q[:], self._seen_s[:] = state.q[:n], state.stamp[:n]
         longest = (config.missing_limit + 1) * config.period_s
-        return state.q[:n] + dq * np.clip(now_s - state.stamp[:n], 0.0, longest), dq
+        since = np.clip(now_s - state.stamp[:n], 0.0, longest)
+        carried = self._changed | (np.abs(dq) <= _REST_RAD_S)
+        return state.q[:n] + np.where(carried, dq * since, 0.0), dq
 
     def _width(self) -> float | None:
         if self._gripper is None:
