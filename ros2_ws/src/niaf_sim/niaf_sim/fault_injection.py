@@ -2,8 +2,8 @@
 
 The rig runs what a robot runs, message by message: a policy whose recorded fields become
 ``FieldMessage``, joint states as serialised bytes, the checks of the impedance node, the
-controller, and behind it either the FOC drive model with its watchdog or emulated MIT-mode motors
-that answer real frames on python-can's ``virtual`` bus. A fault is a set of hooks
+controller, and behind it either the FOC drive model with its watchdog or emulated motors (MIT mode
+or moteus) that answer real frames on python-can's ``virtual`` bus. A fault is a set of hooks
 (:class:`Injection`) between these parts. No ROS graph and no clock: everything follows from the
 seed.
 """
@@ -16,8 +16,9 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import can
 import mujoco
@@ -29,14 +30,22 @@ from niaf_field.prior import Prior, load_prior
 from niaf_impedance.admission import Verdict
 from niaf_impedance.arm_model import ArmModel
 from niaf_impedance.controller import ControllerConfig, ImpedanceController
-from niaf_impedance.drives import DriveCommand, DriveError, DriveFault, JointMap
-from niaf_impedance.drives.bus_load import BitRates
-from niaf_impedance.drives.mit_can import MitCanConfig, MitCanDrive, MitJoint
-from niaf_impedance.drives.mit_emulator import MitEmulator
+from niaf_impedance.drives import DriveCommand, DriveError, DriveFault
+from niaf_impedance.drives.description import (
+    MOTEUS,
+    DriveDescription,
+    load_drive_description,
+    make_drive,
+    make_emulator,
+)
+from niaf_impedance.drives.emulation import Emulator
+from niaf_impedance.drives.mit_can import MitCanConfig
+from niaf_impedance.event_loop import WATCH_PERIOD_S as WATCH_S
+from niaf_impedance.event_loop import EventLoop, StateIntake
 from niaf_impedance.faults import Mode
-from niaf_impedance.robot_config import RobotConfig
-from niaf_impedance.state_gate import StateGate
-from niaf_impedance.wire import JointStateDecoder, JointStateError
+from niaf_impedance.lateness import LoopLimits
+from niaf_impedance.robot_config import RobotConfig, default_robot_config_path
+from niaf_impedance.wire import JointStateDecoder
 from niaf_sim import scene
 from niaf_sim.cell import Cell, CellConfig
 from niaf_sim.drive import DriveBank, DriveConfig
@@ -46,8 +55,6 @@ from niaf_sim.wire import JointStateEncoder, command_problem
 FloatArray = np.ndarray
 
 DT_S = 0.001
-#: period of the node's timer that looks for silence of joint_states
-WATCH_S = 0.005
 EPOCH_SEC = 1_700_000_000
 REPLAN_S = 0.15
 #: largest trial, ticks
@@ -55,9 +62,10 @@ MOST_TICKS = 7000
 JOINT_NAMES = (*scene.ARM_JOINTS, "panda_finger_joint1")
 FIELDS_FILE = Path(__file__).parent / "data" / "fault_fields.npz"
 
-#: motors of the arm behind the bus: enough torque for each joint's limit, direct drive
+#: types of the MIT-mode motors behind the bus: enough torque for each joint's limit
 MIT_MOTORS = ("DM10010",) * 4 + ("DM8006",) * 3
-MIT_BIT_RATES = BitRates(1_000_000.0, 5_000_000.0)
+#: a bus may be this full: two that share the motors carry their frames at the control rate
+BUS_LOAD = 4.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ class Reading:
     stamp_s: float
     #: transport time; a reading that is overtaken is lost, as with a queue of depth 1
     delay_s: float = 0.0
+    #: published, and lost on the way
+    lost: bool = False
     #: replaces the serialised message when set
     raw: bytes | None = None
 
@@ -130,14 +140,20 @@ class Heard:
 class HostLoop:
     """What the impedance node does between its topics and the controller; times are arguments.
 
-    The state gate, the message check and the controller are the node's own; this glue mirrors
-    ``topic_arm.TopicArm`` and the node's field callback.
+    State intake, event loop, message check and controller are the node's own; this is the glue of
+    ``topic_arm.TopicArm`` and of the node's field callback.
     ``wall_s`` is the machine's settable clock less the epoch, ``mono_s`` its monotonic clock.
     """
 
     def __init__(
-        self, controller: ImpedanceController, prior: Prior, limits: FieldLimits, rate_hz: float
+        self,
+        controller: ImpedanceController,
+        prior: Prior,
+        limits: FieldLimits,
+        rate_hz: float,
+        loop_limits: LoopLimits | None = None,
     ) -> None:
+        """``loop_limits``: the node's by default."""
         self.controller, self.prior, self.limits = controller, prior, limits
         self._period_s = 1.0 / rate_hz
         gripper = controller.arm.config.gripper
@@ -146,35 +162,45 @@ class HostLoop:
             gripper.joint if gripper else "",
             gripper.width_scale if gripper else 1.0,
         )
-        self.gate = StateGate(limits.max_future_s)
+        self._states = StateIntake(self.decoder, limits.max_future_s, self._period_s, EPOCH_SEC)
+        self.gate = self._states.gate
         self.gate.bearable_s = controller.bearable_age_s(self._period_s)
+        if loop_limits is None:
+            loop_limits = LoopLimits(damp_lateness_s=controller.config.state_timeout_s)
+        self._loop = EventLoop(controller, self._states, loop_limits, self._period_s, -DT_S)
 
-    def on_joint_state(self, data: bytes, wall_s: float, mono_s: float) -> FloatArray | None:
-        """Torque to publish for a serialised joint state; None: nothing is published."""
+    def activate(self) -> None:
+        """Hold the pose of the newest state, measured a tick before time 0."""
+        decoder, gate = self.decoder, self.gate
+        gate.newest_s, gate.received_s = -DT_S, -DT_S
+        self.controller.activate(-DT_S, decoder.q, decoder.dq, gripper_m=decoder.gripper_m)
+        self._loop.clear()
+
+    def reset(self) -> None:
+        """``~/reset``; ResetRefusedError or ValueError says why not."""
+        self.controller.reset(self.gate.newest_s)
+        self._loop.lateness.clear()
+
+    def on_joint_state(
+        self, data: bytes, wall_s: float, mono_s: float, received_s: float, number: int
+    ) -> FloatArray | None:
+        """Torque to publish for a serialised joint state; None: nothing is published.
+
+        received_s: when this process had it, wall clock; number: its publisher's.
+        """
         controller, decoder = self.controller, self.decoder
-        try:
-            decoder.decode(data)
-        except JointStateError as error:
-            self.gate.refuse(str(error))
+        if not self._states.receive(
+            data, controller.mode, controller.config.state_timeout_s, wall_s, mono_s, received_s,
+            number,
+        ) or controller.mode == Mode.OFF:
             return None
-        sec, nanosec = decoder.stamp
-        stamp_s = (sec - EPOCH_SEC) + nanosec * 1e-9
-        if not self.gate.admit(
-            stamp_s, wall_s, mono_s, controller.mode, controller.config.state_timeout_s
-        ):
-            return None
-        if controller.mode == Mode.OFF:
-            return None
-        tau = controller.tick(stamp_s, decoder.q, decoder.dq)
+        self._loop.begin()
+        tau = controller.tick(self.gate.newest_s, decoder.q, decoder.dq)
         return None if controller.off or controller.silent else tau
 
     def watch(self, mono_s: float) -> FloatArray | None:
-        """The timer that sees silence; a torque is published once when it latches the fault."""
-        if self.controller.mode == Mode.OFF:
-            return None
-        if self.controller.note_state_age(mono_s - self.gate.received_s):
-            return self.controller.telemetry.tau
-        return None
+        """The timer that sees silence; a torque is published once when the arm is silent."""
+        return self.controller.telemetry.tau if self._loop.watch(mono_s) else None
 
     def on_field(self, message: FieldMessage, wall_s: float) -> tuple[int, str, float]:
         """(number, text, end of the reference on the wall clock) of a field; number 0: accepted."""
@@ -245,7 +271,7 @@ class FocArm:
 class _HostSide(VirtualBus):
     """The host's end of a virtual bus whose motors answer before the host looks."""
 
-    def __init__(self, channel: object, emulator: MitEmulator) -> None:
+    def __init__(self, channel: object, emulator: Emulator[Any]) -> None:
         super().__init__(channel=channel, protocol=can.CanProtocol.CAN_FD)
         self._emulator = emulator
         self.motor_side = VirtualBus(channel=channel, protocol=can.CanProtocol.CAN_FD)
@@ -260,11 +286,8 @@ class _HostSide(VirtualBus):
 
     def recv(self, timeout: float | None = None) -> can.Message | None:
         while (frame := self.motor_side.recv(0.0)) is not None:
-            for reply_id, data in self._emulator.handle(frame.arbitration_id, bytes(frame.data)):
-                self.motor_side.send(
-                    can.Message(arbitration_id=reply_id, data=data, is_extended_id=False,
-                                is_fd=frame.is_fd, bitrate_switch=frame.bitrate_switch)
-                )
+            for reply in self._emulator.answer(frame):
+                self.motor_side.send(reply)
         if self.error_frames:
             return self.error_frames.popleft()
         return super().recv(0.0)  # time stands still: what is not here yet never comes
@@ -277,30 +300,42 @@ class _HostSide(VirtualBus):
 _CHANNELS = itertools.count()
 
 
-class MitArm:
-    """The same physics behind emulated MIT-mode motors on a virtual CAN bus.
+@cache
+def _drives(protocol: str, watchdog_s: float) -> DriveDescription:
+    """The shipped drives of the simulated Panda without its hand, at the rate of the trials."""
+    path = default_robot_config_path(f"panda_{protocol}")
+    description = load_drive_description(path, (*scene.ARM_JOINTS,))
+    common: dict[str, Any] = {"rate_hz": 1.0 / DT_S, "max_bus_load": BUS_LOAD}
+    drive = description.drive
+    if isinstance(drive, MitCanConfig):
+        mit_joints = tuple(
+            replace(joint, motor=motor, own_ranges=None)
+            for joint, motor in zip(drive.joints, MIT_MOTORS, strict=False)
+        )
+        return replace(description, drive=replace(
+            drive, joints=mit_joints, watchdog_max_s=watchdog_s, set_watchdog_s=watchdog_s,
+            **common))
+    return replace(description, drive=replace(
+        drive, joints=drive.joints[:len(scene.ARM_JOINTS)], watchdog_s=watchdog_s, **common))
+
+
+class BusDriven:
+    """The same physics behind emulated motors on a virtual CAN bus.
 
     The driver between bus and topics: it publishes a state that every motor answered, and on a
     drive fault other than a missing reply names it, stops publishing and stops sending, so that the
     controller sees silence and the motors' watchdogs act.
     """
 
-    def __init__(self, cell: Cell, limit_nm: FloatArray, foc: DriveConfig) -> None:
-        self._cell = cell
-        joints = tuple(
-            MitJoint(name, motor, 1 + i, 0x11 + i, float(limit_nm[i]), JointMap())
-            for i, (name, motor) in enumerate(zip(scene.ARM_JOINTS, MIT_MOTORS, strict=True))
-        )
+    def __init__(self, cell: Cell, protocol: str, foc: DriveConfig) -> None:
+        self._cell, self.protocol = cell, protocol
+        description = _drives(protocol, foc.watchdog_s)
         self.now_s = 0.0
-        self.emulator = MitEmulator(
-            joints, np.zeros(7), np.zeros(7), watchdog_s=foc.watchdog_s, clock=lambda: self.now_s
-        )
+        self.emulator = make_emulator(description, lambda: self.now_s)
         for motor, damping in zip(self.emulator.motors, foc.watchdog_damping_nms, strict=True):
-            motor.damping_nms = damping
+            motor.damping_nms = motor.joint.map.motor_gain(damping)
         self.bus = _HostSide(f"fault-trial-{next(_CHANNELS)}", self.emulator)
-        self.drive = MitCanDrive(
-            self.bus, MitCanConfig(joints, 1.0 / DT_S, MIT_BIT_RATES), lambda: self.now_s
-        )
+        self.drive = make_drive(description, self.bus, lambda: self.now_s)
         self.finger_q = int(cell.model.joint(JOINT_NAMES[-1]).qposadr[0])
         self.q, self.dq = np.zeros(8), np.zeros(8)
         self._command = DriveCommand.zeros(7)
@@ -359,12 +394,17 @@ class MitArm:
 
     @property
     def watchdog_tripped(self) -> bool:
-        return any(motor.status == 0xD for motor in self.emulator.motors)
+        return any(motor.tripped for motor in self.emulator.motors)
 
     @property
     def own_limit_nm(self) -> FloatArray:
-        """What the motors limit their watchdog's damping to [7]: their range, not the rating."""
-        return np.array([motor.ranges.torque_nm for motor in self.emulator.motors])
+        """What the motors limit their watchdog's damping to [7]: the range of MIT frames, not the
+        rating; with moteus the rating."""
+        return np.array([
+            motor.joint.map.gear * (
+                motor.joint.torque_limit_nm if self.protocol == MOTEUS else motor.ranges.torque_nm)
+            for motor in self.emulator.motors
+        ])
 
     @property
     def resolution_nm(self) -> FloatArray:
@@ -454,7 +494,8 @@ class Bench:
 class Rig:
     """One trial's loop. Switches that a fault may set are plain attributes."""
 
-    def __init__(self, bench: Bench, seed: int, mit: bool) -> None:
+    def __init__(self, bench: Bench, seed: int, protocol: str = "") -> None:
+        """``protocol``: what the motors on the bus speak; empty: the FOC drives' arm."""
         self.bench, self.rng = bench, np.random.default_rng([seed, 1])
         cell = self.cell = bench.cell
         cell.model.opt.gravity[:] = (0.0, 0.0, -9.81)
@@ -462,9 +503,8 @@ class Rig:
         cell.drives.limit_nm[:] = cell.drives.config.torque_limit_nm
         cell.data.xfrc_applied[:] = 0.0
         self.hand = cell.model.body("panda_hand").id
-        self.arm: FocArm | MitArm = (
-            MitArm(cell, np.array(cell.drives.config.torque_limit_nm), cell.drives.config)
-            if mit else FocArm(cell)
+        self.arm: FocArm | BusDriven = (
+            BusDriven(cell, protocol, cell.drives.config) if protocol else FocArm(cell)
         )
         library = bench.fields
         self.controller = bench.make_controller(bench.config, bench.arm, library.prior)
@@ -472,7 +512,9 @@ class Rig:
             self.controller, library.prior, bench.field_limits, 1.0 / DT_S
         )
         self._encoder = JointStateEncoder(JOINT_NAMES)
-        self._in_flight: deque[tuple[float, bytes]] = deque()
+        #: states on their way: (arrival, number, message)
+        self._in_flight: deque[tuple[float, int, bytes]] = deque()
+        self._number = 0
         self.trace = Trace()
         self.heard: list[Heard] = []
         self.refused_sets = 0
@@ -481,6 +523,9 @@ class Rig:
         self.wall_offset_s = 0.0
         self.sensor_offset_s = 0.0
         self.host_runs = True
+        #: where the states of a stall wait: in the socket, to come one by one, or with the
+        #: middleware, which keeps the newest
+        self.stall_queues = False
         self.policy_runs = True
         self.bus_to_drives = True
         self.replan_s = REPLAN_S
@@ -494,6 +539,10 @@ class Rig:
         self.field_end_s = -math.inf
         self.t_s = 0.0
         self._tick = 0
+        # the executor's timer, and what it does first when state and timer wait
+        self._watch_due_s = DT_S * int(self.rng.integers(round(WATCH_S / DT_S)))
+        self.watch_first = bool(self.rng.random() < 0.5)
+        self._ran = True
         self._activate()
 
     @property
@@ -505,10 +554,7 @@ class Rig:
         stamp_s, _ = self.arm.read(0.0)
         host = self.host
         host.decoder.decode(self._encode(Reading(self.arm.q, self.arm.dq, stamp_s)))
-        host.gate.newest_s, host.gate.received_s = -DT_S, -DT_S
-        self.controller.activate(
-            -DT_S, host.decoder.q, host.decoder.dq, gripper_m=host.decoder.gripper_m
-        )
+        host.activate()
 
     def _encode(self, reading: Reading) -> bytes:
         if reading.raw is not None:
@@ -593,8 +639,12 @@ class Rig:
                     self, Reading(reading.q.copy(), reading.dq.copy(), stamp_s)
                 )
             if reading is not None:
-                self._in_flight.append((t_s + reading.delay_s, self._encode(reading)))
+                self._number += 1
+                if not reading.lost:
+                    self._in_flight.append(
+                        (t_s + reading.delay_s, self._number, self._encode(reading)))
         torque = self._run_host() if self.host_runs else None
+        self._ran = self.host_runs
         if torque is not None and command_problem(torque, 7):
             # the arm's driver refuses what is not a number; the judge sees it all the same
             self._record(torque)
@@ -613,15 +663,27 @@ class Rig:
 
     def _run_host(self) -> FloatArray | None:
         self._deliver_fields()
-        newest: bytes | None = None
+        watching = self.t_s >= self._watch_due_s - 1e-9
+        if watching:
+            overdue = (self.t_s - self._watch_due_s + 1e-9) // WATCH_S
+            self._watch_due_s += WATCH_S * (1.0 + overdue)
+            if self.watch_first:
+                torque = self.host.watch(self.t_s)
+                if torque is not None:
+                    return torque  # what has arrived is ticked next: one command a period
+        due: list[tuple[float, int, bytes]] = []
         flight = self._in_flight
         while flight and flight[0][0] <= self.t_s + 1e-9:
-            newest = flight.popleft()[1]  # depth 1: an older one is overwritten
+            due.append(flight.popleft())
+        queued = self.stall_queues and not self._ran
         torque = None
-        if newest is not None:
-            torque = self.host.on_joint_state(newest, self.wall_s, self.t_s)
-        if torque is None and self._tick % round(WATCH_S / DT_S) == 0:
-            torque = self.host.watch(self.t_s)
+        for arrived_s, number, data in due if queued else due[-1:]:  # depth 1: overwritten
+            received_s = self.wall_s if queued else arrived_s + self.wall_offset_s
+            tau = self.host.on_joint_state(data, self.wall_s, self.t_s, received_s, number)
+            torque = torque if tau is None else tau
+        if watching and not self.watch_first:
+            tau = self.host.watch(self.t_s)
+            torque = tau if torque is None else torque
         return torque
 
     def _record(self, torque: FloatArray | None) -> None:

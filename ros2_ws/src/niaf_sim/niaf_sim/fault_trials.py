@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import can
 import numpy as np
@@ -27,8 +27,10 @@ from niaf_impedance.arm_model import ArmModel
 from niaf_impedance.controller import ResetRefusedError
 from niaf_impedance.drives import DriveFault
 from niaf_impedance.drives import mit_frames as mit
+from niaf_impedance.drives.description import MOTEUS, PROTOCOLS
 from niaf_impedance.drives.interface import DRIVE_FAULT_TEXT
 from niaf_impedance.faults import Fault, Mode, describe
+from niaf_impedance.lateness import LIMITS
 from niaf_impedance.state_gate import PERSISTENT_S
 from niaf_sim.drive import DriveBank, DriveConfig
 from niaf_sim.fault_injection import (
@@ -38,9 +40,9 @@ from niaf_sim.fault_injection import (
     REPLAN_S,
     WATCH_S,
     Bench,
+    BusDriven,
     FocArm,
     Injection,
-    MitArm,
     Reading,
     Rig,
 )
@@ -73,6 +75,8 @@ class Expectation:
     exhausts: within_s is counted for a field at full speed; a slowed one may take as much longer as
     its report said, down to slow_min_scale.
     in_limits: joints stay inside their mechanical limits.
+    brakes: an arm that follows a field at the onset must (True) or must not (False) be braked
+    within brakes_within_s of it; None: it may.
     """
 
     ends: frozenset[str]
@@ -83,6 +87,8 @@ class Expectation:
     unseen_s: float = 0.03
     exhausts: bool = False
     in_limits: bool = True
+    brakes: bool | None = None
+    brakes_within_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,59 @@ def _silence_s(bench: Bench) -> float:
 
 def _settle_s(bench: Bench) -> float:
     return 2.0 * bench.decay_s
+
+
+# -- lateness --------------------------------------------------------------------------------------
+#: runs of ticks without a state that are sure, or not sure, to brake and to damp: one tick more
+#: than the run lies between the two states around it, and equal to a limit is neither
+_BRAKES_AFTER = round(LIMITS.brake_lateness_s / DT_S)
+_DAMPS_AFTER = round(LIMITS.damp_lateness_s / DT_S) - 1
+
+
+def _late(wrong: FloatArray, length_s: float, *, stalled: bool) -> Expectation:
+    """What docs/controller.md ("Late.") makes of periods that went wrong, for the first length_s.
+
+    wrong bool[T]: no state was ticked though one was published, by ticks since the onset. stalled:
+    the loop itself stood still, so that its watch may count a tick late on top of the lost ones.
+    """
+    keep = math.exp(-DT_S / LIMITS.window_s)
+    first = dict.fromkeys(("sure brake", "brake", "sure damp", "damp"), math.inf)
+
+    def at(name: str, when: bool, t_s: float) -> None:
+        if when:
+            first[name] = min(first[name], t_s)
+
+    low = high = 0.0
+    run = 0
+    for k, lost in enumerate(wrong[:round(length_s / DT_S)]):
+        t_s = k * DT_S
+        if lost:
+            run += 1
+            continue
+        if run:
+            low = 1.0 - (1.0 - low) * keep ** run
+            high = 1.0 - (1.0 - high) * keep ** (run + stalled)
+            at("sure brake", run > _BRAKES_AFTER, t_s)
+            at("brake", run >= _BRAKES_AFTER, t_s)
+            at("sure damp", run > _DAMPS_AFTER, t_s)
+            at("damp", run >= _DAMPS_AFTER, t_s)
+        else:
+            low, high = low * keep, high * keep
+        run = 0
+        for share, sure in ((low, "sure "), (high, "")):
+            at(f"{sure}brake", share > LIMITS.brake_share, t_s)
+            at(f"{sure}damp", share > LIMITS.damp_share, t_s)
+    damped = _stop(Fault.LOOP_LATE)
+    may_brake = min(first["brake"], first["damp"])
+    brakes = True if first["sure brake"] < first["damp"] else None
+    if first["sure damp"] < math.inf:
+        return Expectation(damped, first["sure damp"] + TICKS_S, unseen_s=0.06, brakes=brakes,
+                           brakes_within_s=first["sure brake"] + TICKS_S)
+    if may_brake == math.inf:
+        return Expectation(ON, brakes=False, brakes_within_s=length_s)
+    return Expectation(
+        ON if first["damp"] == math.inf else ON | damped, unseen_s=0.06, brakes=brakes,
+        brakes_within_s=first["sure brake"] + TICKS_S)
 
 
 # -- policy ----------------------------------------------------------------------------------------
@@ -455,19 +514,28 @@ def state_silent(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
 
 
 def state_gaps(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
-    """Messages get lost at random, in runs shorter than the timeout."""
-    onset, share = _onset(rng), float(rng.uniform(0.05, 0.7))
-    longest = int(0.8 * bench.config.state_timeout_s / DT_S)
-    missed = [0]
+    """Messages are missing at random, in runs shorter than the timeout.
+
+    Those that the driver did not send are nobody's lateness; those that it did and that never came
+    count as the loop's.
+    """
+    onset, share, sent = _onset(rng), float(rng.uniform(0.05, 0.7)), rng.random() < 0.5
+    longest, length = int(0.8 * bench.config.state_timeout_s / DT_S), 0.8 if sent else 0.3
+    missing = rng.random(round(length / DT_S) + 1) < share
+    for k in range(longest, len(missing)):
+        missing[k] &= not missing[k - longest : k].all()
+    count = [-1]
 
     def state(rig: Rig, reading: Reading) -> Reading | None:
-        if rng.random() < share and missed[0] < longest:
-            missed[0] += 1
-            return None
-        missed[0] = 0
-        return reading
+        count[0] += 1
+        reading.lost = bool(missing[min(count[0], len(missing) - 1)])
+        return reading if sent or not reading.lost else None
 
-    return Trial(Injection(onset, state=state, note=f"{share:.0%} lost"), Expectation(ON), 0.3)
+    expectation = _late(missing & sent, length, stalled=False)
+    return Trial(
+        Injection(onset, state=state, note=f"{share:.0%} {'lost' if sent else 'not sent'}"),
+        replace(expectation, rest="free"), length,
+    )
 
 
 def state_frozen(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
@@ -709,15 +777,31 @@ def motor_runaway(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     )
 
 
+def _break_down(rng: np.random.Generator, rig: Rig, joint: int) -> tuple[
+    Callable[[], None], DriveFault
+]:
+    """What makes a motor report a fault and let go, and the name that it is to have."""
+    assert isinstance(rig.arm, BusDriven)
+    motor = rig.arm.emulator.motors[joint]
+    if rig.arm.protocol == MOTEUS:
+        from niaf_impedance.drives.moteus_drive import FAULT_CODES
+
+        code = int(rng.choice(list(FAULT_CODES)))
+        return lambda: motor.inject_fault(code), FAULT_CODES[code]
+    status = int(rng.choice([0x8, 0x9, 0xA, 0xB, 0xC, 0xE, 0x5]))
+    return lambda: motor.inject_status(status), mit.status_fault(status)
+
+
 def bus_motor_fault(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     """One motor on the bus reports a fault and lets go."""
     onset, joint = _onset(rng), int(rng.integers(7))
-    status = int(rng.choice([0x8, 0x9, 0xA, 0xB, 0xC, 0xE, 0x5]))
-    named = mit.status_fault(status)
+    break_down, named = _break_down(rng, rig, joint)
+    done = [False]
 
     def act(rig: Rig, t_s: float) -> None:
-        assert isinstance(rig.arm, MitArm)
-        rig.arm.emulator.motors[joint].inject_status(status)
+        if not done[0]:
+            done[0] = True
+            break_down()
 
     return Trial(
         Injection(onset, act=act, note=f"{JOINT_NAMES[joint]} {named.name}"),
@@ -732,9 +816,18 @@ def bus_motor_silent(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     onset, joint, deaf = _onset(rng), int(rng.integers(7)), rng.random() < 0.5
 
     def act(rig: Rig, t_s: float) -> None:
-        assert isinstance(rig.arm, MitArm)
-        motor = rig.arm.emulator.motors[joint]
-        motor.silent, motor.deaf = True, deaf
+        assert isinstance(rig.arm, BusDriven)
+        emulator = rig.arm.emulator
+        motor = emulator.motors[joint]
+        motor.silent = True
+        if not deaf:
+            return
+        if rig.arm.protocol == MOTEUS:
+            from niaf_impedance.drives.moteus_drive import command_ids
+
+            emulator.hears -= command_ids([motor.joint])
+        else:
+            motor.deaf = True
 
     return Trial(
         Injection(onset, act=act, note=f"{JOINT_NAMES[joint]}{' deaf' if deaf else ''}"),
@@ -749,7 +842,7 @@ def bus_replies_lost(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     onset, share = _onset(rng), float(rng.uniform(0.01, 0.06))
 
     def act(rig: Rig, t_s: float) -> None:
-        assert isinstance(rig.arm, MitArm)
+        assert isinstance(rig.arm, BusDriven)
         for motor in rig.arm.emulator.motors:
             if rng.random() < share:
                 motor.drop_replies = 1
@@ -764,7 +857,7 @@ def bus_off(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     onset, cut = _onset(rng), rng.random() < 0.5
 
     def act(rig: Rig, t_s: float) -> None:
-        assert isinstance(rig.arm, MitArm)
+        assert isinstance(rig.arm, BusDriven)
         rig.arm.bus.cut = True
         if not cut:
             rig.arm.bus.error_frames.append(
@@ -799,37 +892,64 @@ def host_killed(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
 
 
 def host_stall(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
-    """The scheduler takes the host away for 5 to 500 ms."""
-    onset = _onset(rng)
-    length = float(10.0 ** rng.uniform(math.log10(0.005), math.log10(0.5)))
+    """The scheduler takes the host away for 5 to 500 ms.
+
+    Afterwards the middleware has the newest state; or all of that time come one after the other out
+    of a socket, and only the watch that came late itself can tell.
+    """
+    onset, queued = _onset(rng), rng.random() < 0.4
+    ticks = round(10.0 ** rng.uniform(math.log10(5.0), math.log10(500.0)))
+    rig.stall_queues = queued
+    since = [0]
 
     def act(rig: Rig, t_s: float) -> None:
-        rig.host_runs = t_s >= onset + length
+        since[0] += 1
+        rig.host_runs = since[0] > ticks
 
-    timeout = bench.config.state_timeout_s
-    stale = _stop(Fault.STATE_STALE)
-    late = length > timeout + DT_S
+    length = ticks * DT_S
+    quiet = length + 3 * DT_S
+    if not queued:
+        wrong = np.arange(ticks + 4) < ticks
+        expectation = _late(wrong, quiet, stalled=False)
+    else:
+        # the watch came up to a period before the stall, and takes one off what it saw
+        slack = round(WATCH_S / DT_S) - 1
+        damps = _DAMPS_AFTER if rig.watch_first else _DAMPS_AFTER + 1 + slack
+        expectation = Expectation(
+            _stop(Fault.LOOP_LATE) if ticks > damps else
+            ON | _stop(Fault.LOOP_LATE) if ticks >= _DAMPS_AFTER else ON,
+            quiet if ticks > damps else math.inf, unseen_s=0.06,
+            brakes=True if _BRAKES_AFTER + slack < ticks < _DAMPS_AFTER else
+            False if ticks < _BRAKES_AFTER else None,
+            brakes_within_s=quiet,
+        )
     return Trial(
-        Injection(onset, act=act, note=f"{length * 1e3:.0f} ms"),
-        Expectation(stale, length + WATCH_S + TICKS_S, unseen_s=0.06) if late else
-        Expectation(ON | (stale if length > timeout - 3 * DT_S else frozenset())),
-        length + _settle_s(bench),
+        Injection(onset, act=act, note=f"{ticks} ms{', states queued' if queued else ''}"),
+        expectation, length + _settle_s(bench),
     )
 
 
 def host_stutter(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
-    """Many stalls shorter than the timeout."""
-    onset = _onset(rng)
-    until = [0.0, 0.0]
-    longest = 0.7 * bench.config.state_timeout_s
+    """Many stalls shorter than the timeout, with a tenth to nine tenths of the time in all."""
+    onset, length = _onset(rng), 0.8
+    longest = int(rng.integers(3, round(0.7 * bench.config.state_timeout_s / DT_S) + 1))
+    duty = float(rng.uniform(0.1, 0.9))
+    wrong = np.zeros(round(length / DT_S) + 1, dtype=bool)
+    k = 0
+    while k < len(wrong):
+        stall = int(rng.integers(2, longest + 1))
+        wrong[k : k + stall] = True
+        k += stall + max(1, round(stall * (1.0 / duty - 1.0) * float(rng.uniform(0.5, 1.5))))
+    since = [-1]
 
     def act(rig: Rig, t_s: float) -> None:
-        if t_s >= until[1]:
-            until[0] = t_s + float(rng.uniform(0.002, longest))
-            until[1] = until[0] + float(rng.uniform(0.003, 0.05))
-        rig.host_runs = t_s >= until[0]
+        since[0] += 1
+        rig.host_runs = not wrong[min(since[0], len(wrong) - 1)]
 
-    return Trial(Injection(onset, act=act), Expectation(ON, rest="free"), 0.35)
+    return Trial(
+        Injection(onset, act=act, note=f"up to {longest} ms, {wrong.mean():.0%} in all"),
+        replace(_late(wrong, length, stalled=True), rest="free"), length,
+    )
 
 
 def parameter_storm(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
@@ -907,7 +1027,7 @@ def service_storm(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
                 controller.brake(controller.last_tick_s)
             else:
                 try:
-                    controller.reset(rig.host.gate.newest_s)
+                    rig.host.reset()
                 except ResetRefusedError:
                     rig.refused_sets += 1
 
@@ -983,9 +1103,11 @@ def two_at_once(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
 
     onset = min(a.onset_s, b.onset_s)
     ends = first.expectation.ends | second.expectation.ends | ON | EXHAUSTED | PUSHED
-    ends |= {"OFF/NONE", "WATCHDOG"} | _stop(
+    ends |= {"WATCHDOG"} | _stop(
         Fault.STATE_STALE, Fault.STATE_NOT_FINITE, Fault.CLOCK_NOT_ADVANCING,
-        Fault.STATE_FROZEN)
+        Fault.STATE_FROZEN, Fault.LOOP_LATE)
+    if "OFF/NONE" in ends:  # while deactivating, DAMP goes on to OFF
+        ends |= {end.replace("DAMP", "OFF") for end in ends}
     length = min(max(first.after_s + a.onset_s, second.after_s + b.onset_s) - onset, 0.8) \
         if math.isfinite(onset) else 0.7
     return Trial(
@@ -1025,11 +1147,16 @@ def kind_of(seed: int) -> str:
     return ORDER[seed % len(ORDER)]
 
 
+def protocol_of(seed: int) -> str:
+    """What the motors speak where this seed has motors on a bus."""
+    return PROTOCOLS[int(np.random.default_rng([seed, 2]).integers(len(PROTOCOLS)))]
+
+
 # -- one trial -------------------------------------------------------------------------------------
 def run_trial(seed: int, bench: Bench, kind: str | None = None) -> TrialResult:
     """Run and judge the trial of ``seed`` (of ``kind`` instead of its own, if given)."""
     name = kind_of(seed) if kind is None else kind
-    rig = Rig(bench, seed, name in ON_THE_BUS)
+    rig = Rig(bench, seed, protocol_of(seed) if name in ON_THE_BUS else "")
     try:
         trial = KINDS[name](np.random.default_rng([seed, 0]), bench, rig)
         onset = trial.injection.onset_s
@@ -1148,15 +1275,20 @@ def judge(seed: int, kind: str, rig: Rig, trial: Trial) -> TrialResult:
         found.append(f"ended in {outcome}, expected {' or '.join(sorted(e.ends))}")
     elif stop_s > bound_s + 1e-9:
         found.append(f"{outcome} after {stop_s:.3f} s, stated {bound_s:.3f} s")
+    if e.brakes is not None:
+        _brakes(found, trace.t_s[:n], trace.mode[:n], onset, e)
     if outcome in e.ends and e.rest != "free" and not outcome.startswith("FOLLOWING"):
         _rest(found, rig, e, n, reached_s, names)
+    note = trial.injection.note
+    if isinstance(rig.arm, BusDriven):
+        note = f"{rig.arm.protocol} {note}"
     accepted = sum(1 for heard in rig.heard if heard.number == 0)
     reasons: dict[str, int] = {}
     for heard in rig.heard:
         if heard.number:
             reasons[_reason(heard.number)] = reasons.get(_reason(heard.number), 0) + 1
     return TrialResult(
-        seed, kind, trial.injection.note, outcome, tuple(dict.fromkeys(found)), torque_ratio,
+        seed, kind, note, outcome, tuple(dict.fromkeys(found)), torque_ratio,
         rate_ratio, drive_ratio, stop_s if not outcome.startswith("FOLLOWING") else math.nan,
         bound_s, n * DT_S, accepted, len(rig.heard) - accepted, reasons,
     )
@@ -1166,6 +1298,20 @@ def _reason(number: int) -> str:
     if number == 0:
         return "ACCEPTED"
     return RefusalReason(number).name if number < 100 else Reason(number).name
+
+
+def _brakes(
+    found: list[str], t_s: FloatArray, mode: FloatArray, onset: float, e: Expectation
+) -> None:
+    """Whether the arm was braked, or not, as expected."""
+    begin = max(int(np.searchsorted(t_s, onset)), 1)
+    end = int(np.searchsorted(t_s, onset + e.brakes_within_s, side="right"))
+    left_off = np.isin(mode[begin:end], (int(Mode.BRAKE), int(Mode.HOLD)))
+    braked = left_off & (mode[begin - 1 : end - 1] == int(Mode.TRACK))
+    if e.brakes and mode[begin - 1] == int(Mode.TRACK) and not braked.any():
+        found.append(f"not braked within {e.brakes_within_s:.3f} s")
+    if not e.brakes and braked.any():
+        found.append(f"braked at {t_s[begin + int(braked.argmax())]:.3f} s")
 
 
 def _unseen(

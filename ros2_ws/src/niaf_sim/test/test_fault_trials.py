@@ -1,20 +1,25 @@
 """Every kind of fault in lock-step, and controllers broken on purpose that the judge must catch."""
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
 
 from niaf_impedance.controller import ImpedanceController
+from niaf_impedance.drives.description import PROTOCOLS
 from niaf_impedance.faults import Fault
+from niaf_impedance.lateness import ONLY_COUNT, LoopLimits
 from niaf_sim.fault_injection import Bench, HostLoop, Injection
 from niaf_sim.fault_trials import (
     KINDS,
+    ON_THE_BUS,
     ORDER,
     PUSHED,
     Expectation,
     Trial,
     kind_of,
+    protocol_of,
     run_trial,
 )
 
@@ -57,6 +62,15 @@ def test_seeds_cover_every_kind_and_repeat_themselves(bench):
     assert {kind_of(seed) for seed in range(len(ORDER))} == set(KINDS)
     first, second = run_trial(17, bench), run_trial(17, bench)
     assert first == second or repr(first) == repr(second)  # NaN differs from itself
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("kind", list(ON_THE_BUS))
+def test_motors_of_every_protocol_break_down_on_the_bus(bench, kind, protocol):
+    seed = next(seed for seed in count(30) if protocol_of(seed) == protocol)
+    result = run_trial(seed, bench, kind)
+    assert not result.violations, result
+    assert result.note.startswith(protocol)
 
 
 # -- the judge can fail ----------------------------------------------------------------------------
@@ -116,6 +130,54 @@ class KeepsQuiet(ImpedanceController):
 class ChecksNothing(HostLoop):
     def on_field(self, message, wall_s):
         return 0, "", wall_s + 1.0
+
+
+class NeverLate(HostLoop):
+    def __init__(self, *args):
+        super().__init__(*args, loop_limits=ONLY_COUNT)
+
+
+class Nervous(HostLoop):
+    def __init__(self, *args):
+        super().__init__(*args, loop_limits=LoopLimits(brake_lateness_s=2e-3))
+
+
+class CountsNoStates(HostLoop):
+    def on_joint_state(self, data, wall_s, mono_s, received_s, number):
+        return super().on_joint_state(data, wall_s, mono_s, received_s, None)
+
+
+class NeverWatchesItself(HostLoop):
+    def watch(self, mono_s):
+        self._loop.watched_s = mono_s
+        return super().watch(mono_s)
+
+
+class BlamesItself(HostLoop):
+    def watch(self, mono_s):
+        self._loop.watched_s = -1.0
+        return super().watch(mono_s)
+
+
+@pytest.mark.parametrize(
+    ("host", "kind", "said"),
+    [
+        (NeverLate, "host_stall", "ended in DAMP/STATE_STALE, expected DAMP/LOOP_LATE"),
+        (NeverLate, "host_stutter", "not braked"),
+        (Nervous, "host_stall", "braked at"),
+        (Nervous, "host_stutter", "braked at"),
+        (CountsNoStates, "state_gaps", "not braked"),
+        (NeverWatchesItself, "host_stall", "ended in DAMP/STATE_STALE, expected DAMP/LOOP_LATE"),
+        (BlamesItself, "state_silent", "ended in DAMP/LOOP_LATE, expected DAMP/STATE_STALE"),
+    ],
+)
+def test_judge_sees_a_host_that_misjudges_its_lateness(bench, host, kind, said):
+    found = []
+    for seed in range(40):
+        found += run_trial(seed, beside(bench, make_host=host), kind).violations
+        if any(said in violation for violation in found):
+            return
+    raise AssertionError(found)
 
 
 @pytest.mark.parametrize(
