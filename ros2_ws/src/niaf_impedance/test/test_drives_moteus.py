@@ -133,6 +133,19 @@ def test_what_moteus_cannot_do_is_reported(enabled):
     assert "kd_scale" in found["elbow", "kd"].limit
 
 
+def test_gains_at_the_reach_of_the_motor_are_no_saturation(enabled):
+    """Converted to the motor and back, a gain at its limit is a rounding above it now and then."""
+    able, rng = enabled.drive.capabilities, np.random.default_rng(7)
+    for share in [1.0, *rng.uniform(0.0, 1.0, 300)]:
+        kp = share * able.kp_max
+        limits = {"kp": kp, "kd": able.kd_max * kp / able.kp_max, "tau_ff": able.torque_limit}
+        assert enabled.drive.write(command(**limits)).saturations == ()
+        enabled.drive.read()
+    kp = 0.5 * able.kp_max
+    report = enabled.drive.write(command(kp=kp, kd=0.5001 * able.kd_max))
+    assert [s.field for s in report.saturations] == ["kd", "kd"]
+
+
 def test_commands_that_are_not_finite_reach_no_motor(enabled):
     sent = enabled.drive.statistics.sent.copy()
     error = refused(

@@ -53,6 +53,7 @@ PADDING = b"\x50"  # "no operation": what fills a frame up to a length that CAN 
 _SAFE_TIMEOUT_MODES = (0, 12, 15)  # stopped, zero velocity, brake
 _READY_MODES = (2, 3, 4, 10)  # 2 to 4: getting ready to operate
 _FIRST_LIMITING_CODE = 96  # these say what limits the output; they are not faults
+_ROUNDING = 1e-9  # relative; what is sent has single precision
 _MOST_POLLS = 100  # of a motor's console for one answer
 _POLL_PAUSE_S = 0.002
 
@@ -311,22 +312,24 @@ class MoteusDrive(BusDrive):
         kd_scale = m.motor_gain(kd) * TWO_PI / joint.kd_nm_s_turn
         torque = m.motor_torque(tau)
         before = len(clipped)
-        if kp_scale > 1.0:
-            kp_scale = 1.0
+        # A value at its limit comes out of the conversions a few roundings off: that is no loss.
+        if kp_scale > 1.0 + _ROUNDING:
             sent = m.joint_gain(joint.kp_nm_turn / TWO_PI)
             limit = "servo.pid_position.kp of the motor"
             clipped.append(Saturation(joint.name, "kp", kp, sent, limit))
-        if kd_scale > kp_scale:
+        kp_scale = min(kp_scale, 1.0)
+        if kd_scale > kp_scale * (1.0 + _ROUNDING):
             limit = "servo.pid_position.kd of the motor"
-            if kd_scale <= 1.0 or kp_scale < 1.0:
+            if kd_scale <= 1.0 + _ROUNDING or kp_scale < 1.0 - _ROUNDING:
                 limit = "moteus limits kd_scale to kp_scale"
-            kd_scale = kp_scale
-            sent = m.joint_gain(kd_scale * joint.kd_nm_s_turn / TWO_PI)
+            sent = m.joint_gain(kp_scale * joint.kd_nm_s_turn / TWO_PI)
             clipped.append(Saturation(joint.name, "kd", kd, sent, limit))
-        if abs(torque) > joint.torque_limit_nm:
-            torque = math.copysign(joint.torque_limit_nm, torque)
+        kd_scale = min(kd_scale, kp_scale)
+        if abs(torque) > joint.torque_limit_nm * (1.0 + _ROUNDING):
+            sent = m.joint_torque(math.copysign(joint.torque_limit_nm, torque))
             limit = f"torque_limit_nm {joint.torque_limit_nm:g}"
-            clipped.append(Saturation(joint.name, "torque", tau, m.joint_torque(torque), limit))
+            clipped.append(Saturation(joint.name, "torque", tau, sent, limit))
+        torque = min(max(torque, -joint.torque_limit_nm), joint.torque_limit_nm)
         if len(clipped) > before:
             self.statistics.saturated[i] += 1
         no_gains = kp_scale == 0.0
