@@ -244,10 +244,10 @@ def test_a_host_that_stays_late_brakes_and_then_damps_by_name(make):
     assert rig.controller.mode is Mode.TRACK, "three late steps are counted"
     until(rig, Mode.BRAKE, 40, late_s)
     assert rig.controller.fault is Fault.NONE
-    assert "braked because the loop was late" in rig.loop.lateness.text
+    assert "late enough to brake" in rig.loop.lateness.text
     until(rig, Mode.DAMP, 80, late_s)
     assert rig.controller.fault is Fault.LOOP_LATE
-    assert "LOOP_LATE: damped" in rig.loop.problem
+    assert "late enough to damp" in rig.loop.problem
     assert all(motor.command.kp == 0.0 for motor in rig.motors[:7])
     rig.step(5)  # damping goes on
     rig.loop.reset(rig.clock.now_s)
@@ -351,13 +351,12 @@ def test_reset_cures_what_can_be_cured_and_refuses_the_rest(running):
     for motor in running.motors:
         motor.silent = True
     running.step(40)
-    with pytest.raises(DriveError):  # still silent
+    with pytest.raises(DriveError, match="no answer.*nothing was switched"):  # still silent
         running.loop.reset(running.clock.now_s)
     assert running.controller.mode is Mode.DAMP
-    assert not running.loop.enabled
+    assert running.loop.enabled and running.loop.silent
     for motor in running.motors:
         motor.silent = False
-    running.loop.watch()
     running.loop.reset(running.clock.now_s)
     assert {motor.status for motor in running.motors} == {mit.STATUS_ENABLED}
     assert running.controller.mode is Mode.HOLD
@@ -375,6 +374,69 @@ def test_reset_is_refused_while_the_arm_moves(running):
     assert running.controller.mode is Mode.ESTOP
     running.step()
     assert running.loop.enabled
+
+
+def switched(rig) -> list[str]:
+    """What the drive is told to switch from now on."""
+    told: list[str] = []
+    for name in ("disable", "clear_faults", "enable"):
+        real = getattr(rig.drive, name)
+        setattr(rig.drive, name, lambda name=name, real=real: (told.append(name), real())[1])
+    return told
+
+
+def test_a_reset_with_a_motor_in_fault_switches_nothing_while_the_arm_moves(running):
+    running.motors[1].inject_status(0xA)
+    running.dq[4] = 0.3
+    running.step(3)
+    assert running.controller.mode is Mode.DAMP
+    told = switched(running)
+    with pytest.raises(ResetRefusedError, match="panda_joint5 moves"):
+        running.loop.reset(running.clock.now_s, clock_offset_s=7.0)
+    assert told == [] and running.loop.enabled and running.loop.clock_offset_s == -100.0
+    running.dq[4] = 0.0
+    running.step(3)
+    running.drive.read()
+    running.dq[4] = 0.3  # since the last tick: the motors are asked again
+    with pytest.raises(ResetRefusedError, match="panda_joint5 moves"):
+        running.loop.reset(running.clock.now_s)
+    assert told == []
+    running.dq[4] = 0.0
+    running.loop.reset(running.clock.now_s)
+    assert told[:1] == ["disable"] and running.controller.mode is Mode.HOLD
+
+
+def test_a_reset_switches_nothing_while_one_motor_is_silent(running):
+    running.motors[1].inject_status(0xA)
+    running.motors[3].silent = True
+    running.step(5)
+    told = switched(running)
+    with pytest.raises(DriveError, match=r"panda_joint4: no answer") as caught:
+        running.loop.reset(running.clock.now_s)
+    assert caught.value.motors == ("panda_joint4",)
+    assert told == [] and running.loop.enabled and not running.loop.silent
+
+
+@pytest.mark.parametrize("steps", [1, 2])  # lost to the reset itself, or to the last step before
+def test_a_reply_lost_at_a_reset_drops_no_torque(running, steps):
+    running.controller.estop()
+    running.step(3)
+    running.motors[2].drop_replies = 1
+    running.step(steps)
+    told = switched(running)
+    before = running.emulator.step()[:7].copy()
+    running.loop.reset(running.clock.now_s)
+    assert told == [] and running.controller.mode is Mode.HOLD
+    assert running.loop.figures.missing_replies + running.loop.state.missing[2] == 1
+    assert running.emulator.step()[:7] == pytest.approx(before)
+    assert running.step() == pytest.approx(running.arm.gravity_torque(running.q), abs=0.2)
+
+
+def test_there_is_nothing_to_reset_while_the_arm_holds(running):
+    told = switched(running)
+    with pytest.raises(ResetRefusedError, match="HOLD"):
+        running.loop.reset(running.clock.now_s, clock_offset_s=7.0)
+    assert told == [] and running.loop.clock_offset_s == -100.0
 
 
 def test_bus_off_is_named_and_nothing_more_is_sent(running):
@@ -451,6 +513,16 @@ def test_watchdogs_of_host_and_motors_must_fit_together(make):
         rig.loop.start(0.01)
     assert [m.status for m in rig.motors] == [mit.STATUS_DISABLED] * 8
     assert rig.controller.mode is Mode.OFF
+
+
+def test_motors_that_are_on_are_not_started_again(running):
+    running.controller.deactivate(running.controller.last_tick_s)
+    running.step(2)
+    torque, told = running.step(), switched(running)
+    with pytest.raises(BusLoopError, match="already.*wait until they are off"):
+        running.start()
+    assert told == [] and running.loop.enabled
+    assert running.emulator.step()[:7] == pytest.approx(torque)
 
 
 def test_a_wrong_scaling_is_refused_before_anything_is_enabled(make):

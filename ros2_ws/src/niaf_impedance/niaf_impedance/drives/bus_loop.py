@@ -46,6 +46,7 @@ from typing import Protocol
 
 import numpy as np
 
+from niaf_impedance.controller import ResetRefusedError
 from niaf_impedance.drives.interface import (
     DRIVE_FAULT_TEXT,
     Drive,
@@ -144,14 +145,25 @@ class LoopTelemetry(Protocol):
     @property
     def q(self) -> Floats: ...
     @property
+    def dq(self) -> Floats: ...
+    @property
     def tau_stiffness(self) -> Floats: ...
     @property
     def tau_damping(self) -> Floats: ...
 
 
+class LoopSettings(Protocol):
+    """What the loop asks of the controller's settings."""
+
+    @property
+    def standstill_rad_s(self) -> float: ...
+
+
 class LoopController(Protocol):
     """What the loop asks of a controller (``ImpedanceController``)."""
 
+    @property
+    def config(self) -> LoopSettings: ...
     @property
     def mode(self) -> Mode: ...
     @property
@@ -177,6 +189,7 @@ class LoopController(Protocol):
     ) -> None: ...
     def tick(self, t_s: float, q: Floats, dq: Floats) -> Floats: ...
     def reset(self, t_s: float | None = None) -> None: ...
+    def reset_problem(self) -> str: ...
     def brake(self, t_s: float) -> None: ...
     def report_fault(self, fault: Fault, joint: int = -1) -> None: ...
 
@@ -338,9 +351,15 @@ class BusLoop:
 
         Raises:
             DriveError: the self-check or a motor refused.
-            BusLoopError: the watchdogs of host and motors do not fit together.
+            BusLoopError: the motors are on already, or the watchdogs of host and motors do not fit
+                together.
             ValueError: the controller refused the measured pose.
         """
+        if self.enabled:  # enabling sends commands without torque: the arm would drop
+            raise BusLoopError(
+                f"the motors are on already (the controller is in {self._controller.mode.name}); "
+                "deactivate, and wait until they are off"
+            )
         self._state = self._drive.enable()
         try:
             problem = watchdog_problem(self.config, self._drive.watchdog_s, state_timeout_s)
@@ -364,27 +383,65 @@ class BusLoop:
         self.enabled = False
         self._drive.disable()
 
-    def reset(self, now_s: float) -> None:
+    def reset(self, now_s: float, clock_offset_s: float | None = None) -> None:
         """Leave DAMP or ESTOP at standstill; motors that are off or in fault are cured first.
 
+        Whatever can be known beforehand is refused before any motor is switched: for as long as
+        motors are off, nothing carries the arm.
+
+        Args:
+            now_s: seconds of the drive's clock.
+            clock_offset_s: new ``clock_offset_s``, taken over once nothing refuses.
+
         Raises:
-            DriveError: a motor still refuses; the controller stays where it is.
-            ResetRefusedError: the arm moves.
+            ResetRefusedError: nothing is to be reset, or the arm moves; nothing was switched.
+            DriveError: the bus failed or a motor is silent, and nothing was switched; or a motor
+                refused to be switched on, and all are off. The controller stays where it is.
         """
         controller = self._controller
-        if controller.mode not in (Mode.DAMP, Mode.ESTOP):
-            return
-        again = not self.enabled or self._run.silent or bool(self._state.fault.any())
+        problem = controller.reset_problem()
+        if problem:
+            raise ResetRefusedError(problem)
+        self._state = self._drive.read()
+        self._check_rest()
+        again = not self.enabled or self._run.silent or self._faulty()
         if again:
             self.enabled = False
             self._drive.disable()
             self._drive.clear_faults()
             self._state = self._drive.enable()
             self.enabled = True
+        if clock_offset_s is not None:
+            self.clock_offset_s = clock_offset_s
         controller.reset(now_s + self.clock_offset_s)
         if again:
             self._activate()
         self._begin_run()
+
+    def _check_rest(self) -> None:
+        """Refuse unless every joint rests, by what its motor says now and by the last tick."""
+        state, n = self._state, self._n
+        silent = state.missing >= self.config.missing_limit
+        if silent.any():
+            names = tuple(name for name, mute in zip(self._joints, silent, strict=True) if mute)
+            raise DriveError(
+                DriveFault.MISSING_REPLY,
+                f"{', '.join(names)}: no answer, so whether the arm rests is not known; nothing "
+                f"was switched; {DRIVE_FAULT_TEXT[DriveFault.MISSING_REPLY].cure}",
+                names,
+            )
+        speed = np.maximum(np.abs(state.dq[:n]), np.abs(self._controller.telemetry.dq))
+        worst, limit = int(np.argmax(speed)), self._controller.config.standstill_rad_s
+        if not speed[worst] <= limit:  # NaN neither
+            raise ResetRefusedError(
+                f"{self._joints[worst]} moves at {speed[worst]:.3f} rad/s; reset is allowed below "
+                f"standstill_rad_s = {limit:g}; wait for rest"
+            )
+
+    def _faulty(self) -> bool:
+        """A motor reports a fault; one lost reply, which every bus has now and then, is none."""
+        quiet = (DriveFault.NONE, DriveFault.MISSING_REPLY)
+        return not np.isin(self._state.fault, quiet).all()
 
     def _begin_run(self) -> None:
         self._run = _Run(self.config.closing)
