@@ -269,7 +269,7 @@ class FocArm:
 
 
 class _HostSide(VirtualBus):
-    """The host's end of a virtual bus whose motors answer before the host looks."""
+    """The host's end of a virtual bus whose motors answer at once."""
 
     def __init__(self, channel: object, emulator: Emulator[Any]) -> None:
         super().__init__(channel=channel, protocol=can.CanProtocol.CAN_FD)
@@ -283,11 +283,11 @@ class _HostSide(VirtualBus):
         if self.cut:
             raise can.CanOperationError("transmit queue is full: no acknowledge on the wire")
         super().send(msg, timeout)
-
-    def recv(self, timeout: float | None = None) -> can.Message | None:
         while (frame := self.motor_side.recv(0.0)) is not None:
             for reply in self._emulator.answer(frame):
                 self.motor_side.send(reply)
+
+    def recv(self, timeout: float | None = None) -> can.Message | None:
         if self.error_frames:
             return self.error_frames.popleft()
         return super().recv(0.0)  # time stands still: what is not here yet never comes
@@ -322,15 +322,16 @@ def _drives(protocol: str, watchdog_s: float) -> DriveDescription:
 class BusDriven:
     """The same physics behind emulated motors on a virtual CAN bus.
 
-    The driver between bus and topics: it publishes a state that every motor answered, and on a
-    drive fault other than a missing reply names it, stops publishing and stops sending, so that the
-    controller sees silence and the motors' watchdogs act.
+    The driver between bus and topics: it asks once a period (with a command, if there is one) and
+    publishes the answers in the next, if every motor answered. On a drive fault other than a
+    missing reply it names it, stops publishing and stops sending, so that the controller sees
+    silence and the motors' watchdogs act.
     """
 
     def __init__(self, cell: Cell, protocol: str, foc: DriveConfig) -> None:
         self._cell, self.protocol = cell, protocol
         description = _drives(protocol, foc.watchdog_s)
-        self.now_s = 0.0
+        self.now_s = -DT_S
         self.emulator = make_emulator(description, lambda: self.now_s)
         for motor, damping in zip(self.emulator.motors, foc.watchdog_damping_nms, strict=True):
             motor.damping_nms = motor.joint.map.motor_gain(damping)
@@ -341,24 +342,24 @@ class BusDriven:
         self._command = DriveCommand.zeros(7)
         self.fault = DriveFault.NONE
         self._silent = False
+        self._collected, self._stamp_s = False, -math.inf
         self._see()
-        self.drive.enable()
+        self._state = self.drive.enable()
         # the first command: the torque that holds the arm, as the brakes open
         self._command.tau_ff[:] = cell.torque_nm
         self.drive.write(self._command)
+        self.now_s = 0.0
 
     def _see(self) -> None:
         self.emulator.q[:], self.emulator.dq[:] = self._cell.q_true, self._cell.dq_true
 
     def read(self, t_s: float) -> tuple[float, bool]:
-        """Collect the motors' answers; (time of the oldest, a state may be published)."""
+        """The answers to the last request; (time of the oldest, a state may be published)."""
+        if not self._silent and not self._collected:
+            self._collect()
         if self._silent:
             return t_s, False
-        try:
-            state = self.drive.read()
-        except DriveError as error:
-            self._stop(error.fault)
-            return t_s, False
+        state = self._state
         self.q[:7], self.dq[:7] = state.q, state.dq
         self.q[7] = self._cell.data.qpos[self.finger_q]
         for number in state.fault.tolist():
@@ -366,7 +367,16 @@ class BusDriven:
                 self.fault = self.fault or DriveFault(number)
                 if number != DriveFault.MISSING_REPLY:
                     self._stop(DriveFault(number))
-        return float(state.stamp.min()), not self._silent
+        stamp_s, before_s = float(state.stamp.min()), self._stamp_s
+        self._stamp_s = stamp_s
+        return stamp_s, stamp_s > before_s and not self._silent
+
+    def _collect(self) -> None:
+        self._collected = True
+        try:
+            self._state = self.drive.read()
+        except DriveError as error:
+            self._stop(error.fault)
 
     def _stop(self, fault: DriveFault) -> None:
         self.fault, self._silent = self.fault or fault, True  # what came first is the cause
@@ -376,10 +386,13 @@ class BusDriven:
         cell, data = self._cell, self._cell.data
         if torque is not None and not self._silent:
             self._command.tau_ff[:] = torque
+            self._collected = False
             try:
                 self.drive.write(self._command)
             except DriveError as error:
                 self._stop(error.fault)
+        elif not self._silent:
+            self._collect()  # asks for the state alone
         data.ctrl[7] = gripper_m
         for _ in range(round(DT_S / cell.model.opt.timestep)):
             self._see()
