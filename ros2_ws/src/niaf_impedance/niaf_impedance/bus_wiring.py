@@ -16,6 +16,10 @@ Times that come from outside (fields) and those of the controller are wall-clock
 since ``epoch_s``. The loop runs on the monotonic clock; the difference is taken anew at every
 activation and reset and follows what NTP slews in between. A clock that is set during a run does
 not move the arm: ``clock_problem`` says so, and no field is followed any more.
+
+What waits for the loop's thread and gives up is told that it failed, and that is made true: a call
+that was not begun is withdrawn, and motors that a late one switches on are switched off again.
+Only ``estop``, ``brake`` and ``deactivate`` are never withdrawn.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from niaf_impedance.controller import ImpedanceController
 from niaf_impedance.drives.bus_loop import BusLoop, BusLoopError, Closing
 from niaf_impedance.drives.description import DriveDescription, load_drive_description, make_drive
 from niaf_impedance.drives.interface import DriveError, DriveState, Floats, describe_faults
+from niaf_impedance.faults import Fault
 from niaf_impedance.lateness import Lateness, LoopLimits
 from niaf_impedance.planning import Plan, Snapshot
 from niaf_impedance.reanchoring import PoseHistory
@@ -67,6 +72,7 @@ class BusArm:
         timing: lateness and duration of steps; written by the loop's thread.
         failure: why the loop's thread ended; empty while it runs.
         history: measured poses, if somebody wants them kept; set it before ``open``.
+        untold_states: how often ``on_state`` raised.
     """
 
     def __init__(
@@ -85,7 +91,8 @@ class BusArm:
             description: YAML file, or what was read from it.
             controller: what is ticked; from ``open`` to ``close`` it belongs to the loop's thread.
             epoch_s: wall-clock second at which the controller's time is zero.
-            on_state: called after every step; must not block.
+            on_state: called after every step; must not block. What it raises stops nothing: it is
+                counted and told by ``warning``.
             scheduling: called first in the loop's thread, returns what it was granted.
             limits: when a late loop brakes and damps, in place of the description's.
 
@@ -102,6 +109,8 @@ class BusArm:
         self.timing = LoopTiming(description.loop.period_s)
         self.failure = ""
         self.scheduling = ""
+        self.untold_states = 0
+        self._untold = ""  # why, since the last activation or reset
         self._controller, self._epoch_s = controller, epoch_s
         self._on_state, self._schedule = on_state, scheduling
         self._damp = np.array([joint.damp_nms_rad for joint in arm.config.joints])
@@ -160,29 +169,32 @@ class BusArm:
         """
         def start() -> None:
             loop = self._need_loop()
-            self._wall.set(time.monotonic(), time.time())
-            loop.clock_offset_s = self._wall.offset_s - self._epoch_s
+            if not loop.enabled:  # the clock of an arm under control is left alone
+                self._wall.set(time.monotonic(), time.time())
+                loop.clock_offset_s = self._wall.offset_s - self._epoch_s
             loop.start(self._controller.config.state_timeout_s)
             self.timing.clear()
+            self._untold = ""
 
-        self.call(start, _SWITCHING_S)
+        self.call(start, _SWITCHING_S, undo=self._release)
 
     def activation_problem(self) -> str:
         """Why the arm cannot be taken over now; empty when it can."""
-        if self.failure:
-            return self.failure
-        if self._loop is None:
-            return "the bus is not open"
-        return self._watch_problem
+        return self._ended or self._watch_problem
 
     def deactivate(self) -> None:
         """Begin the ramp to gravity only; the motors are switched off at its end (``off``)."""
-        self.post(lambda: self._controller.deactivate(self._controller.last_tick_s))
+        self.post(self._release)
 
     @property
     def off(self) -> bool:
         """No motor is under control."""
         return self._loop is None or not self._loop.enabled
+
+    @property
+    def unheard(self) -> bool:
+        """The arm is silent: the host has stopped writing."""
+        return self._loop is not None and self._loop.silent
 
     # -- into the loop's thread -------------------------------------------------------------------
     def post(self, work: Callable[[], T]) -> Future[T]:
@@ -191,20 +203,35 @@ class BusArm:
         self._calls.append((work, future))
         return future
 
-    def call(self, work: Callable[[], T], timeout_s: float = _ANSWER_S) -> T:
+    def call(
+        self, work: Callable[[], T], timeout_s: float = _ANSWER_S,
+        undo: Callable[[], object] | None = None,
+    ) -> T:
         """``post`` and wait for the result; what ``work`` raises is raised here.
+
+        Work that was not begun in time is withdrawn. Work that was begun goes on; if it succeeds
+        although this call has failed, ``undo`` is done in the loop's thread.
 
         Raises:
             BusLoopError: the loop does not run, or did not answer in time.
         """
-        if self._thread is None or not self._thread.is_alive():
-            raise BusLoopError(self.failure or "the bus is not open; call open() first")
+        self._check_runs()
+        future = self.post(work)
         try:
-            return self.post(work).result(timeout_s)
-        except (FutureTimeout, CancelledError) as error:
+            return future.result(timeout_s)
+        except CancelledError as error:
+            raise BusLoopError(self._ended or "the bus loop has ended") from error
+        except FutureTimeout as error:
+            late = f"the bus loop did not answer within {timeout_s:g} s"
+            if future.cancel():
+                raise BusLoopError(self.failure or f"{late}; the request is withdrawn") from error
+            if future.done():  # just now, or what it raised is a timeout of its own
+                return future.result()
+            if undo is None:
+                raise BusLoopError(f"{late}; it is still at it") from error
+            self.post(lambda: None if future.exception() else undo())
             raise BusLoopError(
-                self.failure or f"the bus loop did not answer within {timeout_s:g} s"
-            ) from error
+                f"{late}; if motors are switched on yet, they are switched off again") from error
 
     def look(self, read: Callable[[], T]) -> T:
         """``read`` on the result of one step; from ``on_state`` only, where the loop waits."""
@@ -236,20 +263,37 @@ class BusArm:
             ResetRefusedError, DriveError: why not.
         """
         def work() -> None:
-            loop = self._need_loop()
-            self._wall.set(time.monotonic(), time.time())
-            loop.clock_offset_s = self._wall.offset_s - self._epoch_s
-            loop.reset(time.monotonic())
+            loop, wall, now_s = self._need_loop(), WallClock(), time.monotonic()
+            wall.set(now_s, time.time())
+            loop.reset(now_s, wall.offset_s - self._epoch_s)
+            self._wall = wall  # not before: what is refused must not move the clock of a reference
+            self._untold = ""
 
-        self.call(work, _SWITCHING_S)
+        self.call(work, _SWITCHING_S, undo=self._release)
 
     def brake(self) -> None:
-        """Slow down along the path, then hold."""
+        """Slow down along the path, then hold.
+
+        Raises:
+            BusLoopError: the loop does not run.
+        """
+        self._check_runs()
         self.post(lambda: self._controller.brake(self._controller.last_tick_s))
 
     def estop(self) -> None:
-        """Damp at the next step and latch."""
-        self.call(self._controller.estop)
+        """Damp at the next step and latch.
+
+        Raises:
+            BusLoopError: the loop does not run, or has not done it yet; then it still will.
+        """
+        self._check_runs()
+        try:
+            self.post(self._controller.estop).result(_ANSWER_S)
+        except (FutureTimeout, CancelledError) as error:
+            raise BusLoopError(
+                self.failure or f"the bus loop did not answer within {_ANSWER_S:g} s; it damps as "
+                "soon as it goes on"
+            ) from error
 
     # -- what the node publishes ------------------------------------------------------------------
     @property
@@ -321,6 +365,7 @@ class BusArm:
             "saturated_values": str(figures.saturated),
             "last_saturation": figures.last_saturation,
             "bus_errors": str(figures.bus_errors),
+            "untold_states": str(self.untold_states),
             "scheduling": self.scheduling,
         }
 
@@ -331,12 +376,25 @@ class BusArm:
 
     def warning(self) -> str:
         """What an operator should know now; empty when all is well."""
-        loop = self._loop
-        if self.failure or loop is None:
-            return self.failure or "the bus is not open"
-        if not loop.enabled:
-            return self._watch_problem
-        return loop.problem or loop.fell_back or self._wall.problem
+        if self._ended:
+            return self._ended
+        loop = self._need_loop()
+        worst = self._watch_problem
+        if loop.enabled:
+            worst = loop.problem or loop.fell_back or self._wall.problem
+        return worst or self._untold or self._slow_torque
+
+    @property
+    def _slow_torque(self) -> str:
+        """What a rate below that of the controller's longest tick does; empty when it is not."""
+        period_s, most_s = self.description.loop.period_s, self._controller.config.dt_max_s
+        if period_s <= most_s * (1.0 + 1e-9):
+            return ""
+        return (
+            f"rate_hz is {self.rate_hz:g}, but a step counts for dt_max_s = {most_s * 1e3:g} ms at "
+            f"most: torque, gains, gripper move at {most_s / period_s:.0%} of their rates; raise "
+            f"rate_hz to {1.0 / most_s:g}, or the controller's dt_max_s to {period_s * 1e3:g} ms"
+        )
 
     # -- the loop's thread ------------------------------------------------------------------------
     def _need_loop(self) -> BusLoop:
@@ -344,20 +402,40 @@ class BusArm:
             raise BusLoopError("the bus is not open; call open() first")
         return self._loop
 
+    @property
+    def _ended(self) -> str:
+        """Why nothing reaches the motors; empty while the loop's thread runs."""
+        if self.failure or self._thread is None:
+            return self.failure or "the bus is not open"
+        return "" if self._thread.is_alive() else "the bus loop has ended"
+
+    def _check_runs(self) -> None:
+        if self._ended:
+            hint = "" if self.failure else "; call open() first"
+            raise BusLoopError(self._ended + hint)
+
+    def _release(self) -> None:
+        controller = self._controller
+        controller.deactivate(controller.last_tick_s)
+        if self.off and not controller.off:  # a reset gave up half way: no tick brings it to OFF
+            controller.switch_off()
+
     def _run(self) -> None:
         try:
             if self._schedule is not None:
                 self.scheduling = self._schedule()
             self._steps()
-        except Exception as error:  # the motors' watchdogs act; the node must learn why
+        except BaseException as error:  # the node must learn why
             self.failure = f"bus loop failed: {type(error).__name__}: {error}"
         finally:
             loop = self._need_loop()
             if loop.enabled:
                 try:
                     loop.stop()
+                    self._controller.switch_off()  # so that nobody reads HOLD
                 except DriveError as error:
-                    self.failure = self.failure or str(error)
+                    self._controller.report_fault(Fault.DRIVE_SILENT)
+                    self.failure = "; then ".join(filter(None, (self.failure, str(error))))
             for _, future in self._drain():
                 future.cancel()
 
@@ -380,6 +458,8 @@ class BusArm:
                 now_s = clock()
             runs = loop.runs
             for work, future in self._drain():
+                if not future.set_running_or_notify_cancel():
+                    continue  # withdrawn
                 try:
                     future.set_result(work())
                 except Exception as error:
@@ -401,10 +481,17 @@ class BusArm:
                 self._watch(loop)
                 due_s = clock() + 1.0 / _WATCH_HZ
             if np.isfinite(loop.state.stamp).all():
-                self._keep(loop.state)
-                if self._on_state is not None:
-                    wall_s = time.time() - clock() + float(loop.state.stamp.min())
-                    self._on_state(wall_s, loop.state)
+                self._tell(loop.state)
+
+    def _tell(self, state: DriveState) -> None:
+        try:
+            self._keep(state)
+            if self._on_state is not None:
+                wall_s = time.time() - time.monotonic() + float(state.stamp.min())
+                self._on_state(wall_s, state)
+        except Exception as error:  # whoever listens must not take the arm's torque away
+            self.untold_states += 1
+            self._untold = f"a state was not told: {type(error).__name__}: {error}"
 
     def _keep(self, state: DriveState) -> None:
         if self.history is None:
