@@ -55,6 +55,7 @@ class Reason(IntEnum):
     SUPERSEDED = 132
     CLOCK_SKEW = 133
     NO_POSE = 134
+    LOOP_LATE = 135
 
 
 REASON_TEXT: dict[Reason, tuple[str, str]] = {  # what was wrong, what to do
@@ -93,6 +94,8 @@ REASON_TEXT: dict[Reason, tuple[str, str]] = {  # what was wrong, what to do
     Reason.SUPERSEDED: ("a newer reference arrived before it was judged", "send fewer"),
     Reason.CLOCK_SKEW: ("the sender's clock and this one differ too much",
                         "synchronise the machines (chrony, PTP)"),
+    Reason.LOOP_LATE: ("the loop is late for much of its periods: no new motion begins",
+                       "relieve the CPU; grant real-time priority"),
     Reason.NO_POSE: ("no pose was measured at its observation time, and anchor is measured",
                      "synchronise the clocks of cameras and drives"),
 }

@@ -63,13 +63,15 @@ def judge(job: Job, plan: Planning) -> Judged:
     """Build and plan; whatever a malformed message raises becomes a rejection."""
     try:
         reference = job.build()
+        if isinstance(reference, Rejection):
+            return Judged(job, reference)
+        planned = plan(job.snapshot, job.now_s, reference, job.lead_s)
     except FieldError as error:
         return Judged(job, Rejection(int(Reason.UNKNOWN_KIND), str(error)))
-    if isinstance(reference, Rejection):
-        return Judged(job, reference)
-    return Judged(
-        job, plan(job.snapshot, job.now_s, reference, job.lead_s), float(reference.start_s)
-    )
+    except Exception as error:  # the next message must find the thread alive
+        text = f"could not be judged: {type(error).__name__}: {error}"
+        return Judged(job, Rejection(int(Reason.UNKNOWN_KIND), text))
+    return Judged(job, planned, float(reference.start_s))
 
 
 class AdmissionWorker:

@@ -24,9 +24,9 @@ from rclpy.node import Node
 
 from niaf_impedance.admission import AdmissionVerdict
 from niaf_impedance.clocks import WallClock
-from niaf_impedance.controller import ImpedanceController
+from niaf_impedance.controller import ImpedanceController, ResetRefusedError
 from niaf_impedance.lateness import Lateness, LoopLimits
-from niaf_impedance.loop import Command, ControlLoop
+from niaf_impedance.loop import Command, ControlLoop, LoopEndedError
 from niaf_impedance.planning import Plan, Snapshot
 from niaf_impedance.realtime import ordinary_priority
 from niaf_impedance.timing import LoopTiming
@@ -70,6 +70,7 @@ class ClockedTopicArm(TopicLink):
         super().__init__(node, controller, rate_hz=rate_hz, **topics)
         self._set_clock()
         self._stopping = self._told_off = False
+        self._complaint = ""  # of the sender
         self._loop.sent(0)  # from now on commands that nobody sends make the loop late
         self.scheduling = self._loop.start(priority)
         self._sender = threading.Thread(target=self._send, name="sender", daemon=True)
@@ -104,9 +105,18 @@ class ClockedTopicArm(TopicLink):
 
     def activation_problem(self) -> str:
         """Why the arm cannot be taken over now; empty when it can."""
-        if not (self._loop.running and self._sender.is_alive()):
-            return "a thread of the loop has ended; configure again (its last words are in the log)"
-        return super().activation_problem()
+        return self.failure or super().activation_problem()
+
+    @property
+    def failure(self) -> str:  # type: ignore[override]
+        """Why no torque is commanded any more; empty while loop and sender run."""
+        if self._loop.running and self._sender.is_alive():
+            return ""
+        return "a thread of the loop has ended: the drives' own watchdogs damp; configure again"
+
+    def warning(self) -> str:
+        """What an operator should know now; empty when all is well."""
+        return super().warning() or self._complaint
 
     def activate(self) -> None:
         """Hold the measured pose. ValueError when the state is no good."""
@@ -114,26 +124,41 @@ class ClockedTopicArm(TopicLink):
         with self._loop.paused():
             self._set_clock()
             self._loop.activate(decoder.q, decoder.dq, gripper_m=decoder.gripper_m)
+            self._taken_over()
             self.timing.clear()
         self._told_off = False
 
     def deactivate(self) -> None:
         """Begin the ramp to gravity only; the ticks go on until the mode is OFF."""
-        self._loop.deactivate()
+        if self.failure:
+            self._controller.switch_off()
+        else:
+            self._loop.deactivate()
 
     def reset(self) -> None:
         """Leave DAMP or ESTOP at standstill. ResetRefusedError or ValueError says why not."""
-        with self._loop.paused():
+        decoder = self._decoder
+        with self._running().paused():
+            problem = self._controller.reset_problem()
+            if problem:  # a clock that was set must not reach a reference that runs
+                raise ResetRefusedError(problem)
             self._set_clock()
-            self._loop.reset()
+            self._taken_over()
+            # the state may have come since the last tick, after a silence for instance
+            self._loop.reset(decoder.q, decoder.dq)
 
     def brake(self) -> None:
         """Slow down along the path, then hold."""
-        self._loop.brake()
+        self._running().brake()
 
     def estop(self) -> None:
         """Damp at the next tick and latch."""
-        self._loop.estop()
+        self._running().estop()
+
+    def _running(self) -> ControlLoop:
+        if self.failure:
+            raise LoopEndedError(self.failure)
+        return self._loop
 
     def diagnostics(self) -> dict[str, Any]:
         """Key-values for a diagnostic status."""
@@ -159,7 +184,7 @@ class ClockedTopicArm(TopicLink):
         if not self._receive(data, info):
             return
         offset_s = self._wall.offset_s
-        self._wall.follow(self._began_s, time.time())
+        self._wall.follow(time.monotonic(), time.time())
         if self._wall.offset_s != offset_s:
             self._loop.set_epoch(self._epoch_sec - self._wall.offset_s)
         self._offer()
@@ -189,9 +214,12 @@ class ClockedTopicArm(TopicLink):
                 continue
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(loop.command_fd)
-            command = loop.read_command()
-            if command is not None:
-                self._publish(command)
+            try:
+                command = loop.read_command()
+                if command is not None:
+                    self._publish(command)
+            except Exception as error:  # the next command must find the sender alive
+                self._complaint = f"a command was not sent: {type(error).__name__}: {error}"
 
     def _publish(self, command: Command) -> None:
         timing, age_s = self.timing, command.t_s - command.state_s

@@ -189,6 +189,7 @@ class ImpedanceController:
         cf[k.CF_STATE_TIMEOUT] = config.state_timeout_s
         cf[k.CF_JUMP_MARGIN] = config.jump_margin_rad
         cf[k.CF_OVERSPEED_RATIO] = config.overspeed_ratio
+        cf[k.CF_STANDSTILL] = config.standstill_rad_s
         cf[k.CF_FEEDFORWARD] = FEEDFORWARD[config.feedforward]
         cf[k.CF_COULOMB_SPEED] = config.coulomb_speed_rad_s
         cf[k.CF_DAMP_GRAVITY] = 1.0 if config.damp_gravity else 0.0
@@ -375,15 +376,19 @@ class ImpedanceController:
         return self.arm.gravity_torque(q)
 
     def deactivate(self, t_s: float) -> None:
-        """Brake along the path, ramp to gravity and damping only, then OFF (tick gives zero)."""
-        mode = self.mode
-        if mode in (Mode.DAMP, Mode.ESTOP):
-            self._si[k.SI_MODE] = Mode.OFF
-            self._si[k.SI_GENERATION] += 1
-        elif mode != Mode.OFF and self._si[k.SI_DEACTIVATING] == 0:
+        """Brake along the path, ramp to gravity and damping only, then OFF (tick gives zero).
+
+        From DAMP and ESTOP: OFF at the first tick at standstill.
+        """
+        if self.mode != Mode.OFF and self._si[k.SI_DEACTIVATING] == 0:
             self.brake(t_s)
             self._si[k.SI_DEACTIVATING] = 1
             self._si[k.SI_GENERATION] += 1
+
+    def switch_off(self) -> None:
+        """OFF at once: for a loop that hears nothing any more, so that no tick can do it."""
+        self._si[k.SI_MODE] = Mode.OFF
+        self._si[k.SI_GENERATION] += 1
 
     def brake(self, t_s: float) -> None:
         """Slow down along the path to a stop, then hold. Does nothing unless in TRACK."""
@@ -407,17 +412,31 @@ class ImpedanceController:
         si[k.SI_MODE], si[k.SI_FAULT], si[k.SI_FAULT_JOINT] = mode, fault, joint
         si[k.SI_GENERATION] += 1
 
-    def reset(self, t_s: float | None = None) -> None:
-        """Leave DAMP or ESTOP: hold the measured pose. ResetRefusedError unless at standstill.
-
-        ``t_s`` is the time to go on from (after a clock jump), by default that of the last tick.
-        """
+    def reset_problem(self) -> str:
+        """Why there is nothing to reset; empty in DAMP and ESTOP."""
         mode = self.mode
         if mode == Mode.OFF:
-            raise ResetRefusedError("the controller is OFF; activate it instead")
+            return "the controller is OFF; activate it instead"
+        if self._si[k.SI_DEACTIVATING] != 0:
+            return "the controller is on its way to OFF; activate it then"
         if mode not in (Mode.DAMP, Mode.ESTOP):
-            return
-        speed = np.abs(self.telemetry.dq)
+            return f"nothing to reset: the controller is in {mode.name}"
+        return ""
+
+    def reset(
+        self, t_s: float | None = None, q: FloatArray | None = None, dq: FloatArray | None = None,
+    ) -> None:
+        """Leave DAMP or ESTOP: hold the measured pose. ResetRefusedError unless at standstill.
+
+        ``t_s`` is the time to go on from (after a clock jump), q and dq [n] a state newer than that
+        of the last tick; by default they are those of the last tick.
+        """
+        problem = self.reset_problem()
+        if problem:
+            raise ResetRefusedError(problem)
+        q = self.telemetry.q.copy() if q is None else q
+        dq = self.telemetry.dq.copy() if dq is None else dq
+        speed = np.maximum(np.abs(self.telemetry.dq), np.abs(dq))
         worst = int(np.argmax(speed))
         if not speed[worst] <= self.config.standstill_rad_s:
             raise ResetRefusedError(
@@ -432,9 +451,7 @@ class ImpedanceController:
                 "by hand to see that it lives, or deactivate and activate again"
             )
         self.activate(
-            float(self._st[k.ST_T]) if t_s is None else t_s,
-            self.telemetry.q.copy(),
-            self.telemetry.dq.copy(),
+            float(self._st[k.ST_T]) if t_s is None else t_s, q, dq,
             tau_start_nm=self._tau.copy(),
         )
 

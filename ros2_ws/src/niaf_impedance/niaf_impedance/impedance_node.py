@@ -9,6 +9,7 @@ judged in one more thread (``admission_worker``) on a snapshot.
 from __future__ import annotations
 
 import array
+import contextlib
 import math
 import signal
 import sys
@@ -58,6 +59,7 @@ from niaf_impedance.journal import JournaledController
 from niaf_impedance.journal_publisher import JournalPublisher
 from niaf_impedance.lateness import LoopLimitsError, Rung
 from niaf_impedance.live_tuning import LiveTuning, declare
+from niaf_impedance.loop import LoopEndedError
 from niaf_impedance.parameters import loop_limits, node_schema
 from niaf_impedance.planning import Snapshot
 from niaf_impedance.realtime import (
@@ -93,14 +95,16 @@ WARN_PERIODS, WARN_SHARE = 5.0, 0.5
 #: how far the thread of the compiled loop stands above the others of this process
 LOOP_PRIORITY = 10
 SETTLE_PERIOD_S = 0.005
-SHUTDOWN_S = 1.5
+#: what a ramp down may take beyond its settings
+SHUTDOWN_MARGIN_S = 0.3
 END_S = 8
 #: least lead of a hand-over that moves the tool
 TOOL_LEAD_S = 0.03
 #: how often a reference is judged again when the loop went on past its hand-over meanwhile
 JUDGEMENTS = 3
-#: why an arm refuses what it was asked for
-REFUSALS = (ResetRefusedError, ValueError, DriveError, BusLoopError)
+#: the loop does not run; why an arm refuses what it was asked for
+ENDED = (BusLoopError, LoopEndedError)
+REFUSALS = (ResetRefusedError, ValueError, DriveError, *ENDED)
 #: how often the journal is sent on though its block is not full, and its least time to checkpoints
 JOURNAL_FLUSH_S, JOURNAL_CHECKPOINT_S = 1.0, 5.0
 
@@ -224,6 +228,7 @@ class ImpedanceNode(LifecycleNode):
             self._collector.start()
             self._link = self._make_link(controller)
             self._tuning.start(controller)
+            self._link.tuned()
         except (
             StartError, FieldError, ControllerConfigError, RobotConfigError, DriveError,
             BusLoopError, LoopLimitsError, OSError,
@@ -337,12 +342,14 @@ class ImpedanceNode(LifecycleNode):
                 self.create_timer(JOURNAL_FLUSH_S, self._flush_journal, clock=_steady()))
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        assert self.controller is not None
+        assert self._link is not None
         problem = self._activation_problem()
+        if not self._link.off:
+            problem = "it is still braking or ramping down; wait until it is off"
         if problem:
             self.get_logger().error(f"cannot activate: {problem}")
             return FAILURE
-        assert self.controller is not None
-        assert self._link is not None
         try:
             self._link.activate()
         except REFUSALS as error:
@@ -367,10 +374,20 @@ class ImpedanceNode(LifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        if not self.quiet:
+            self.get_logger().error("cannot clean up: still braking or ramping down; wait a moment")
+            return FAILURE
         self._release()
         return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.begin_shutdown()
+        end_s = time.monotonic() + self.shutdown_s
+        # ticks in this very thread cannot go on meanwhile: then the drives' watchdogs take over
+        while (
+            not self.quiet and not isinstance(self._link, TopicArm) and time.monotonic() < end_s
+        ):
+            time.sleep(SETTLE_PERIOD_S)
         self._release()
         return SUCCESS
 
@@ -401,6 +418,8 @@ class ImpedanceNode(LifecycleNode):
             return
         link = self._link
         assert link is not None
+        if link.failure:
+            return
         if now_s >= self._checkpoint_due_s and link.call(controller.checkpoint):
             self._checkpoint_due_s = now_s + JOURNAL_CHECKPOINT_S
         link.call(controller.journal.hand_over)
@@ -431,7 +450,7 @@ class ImpedanceNode(LifecycleNode):
         if link.timing.ticks % self._state_every == 0:
             self._publish_state(sec, nanosec)
         if link.timing.ticks % self._pose_every == 0:
-            self._publish_tool_pose(sec, nanosec)
+            self._publish_tool_pose()
 
     def _beat(self) -> None:
         """What must go on when no ticks come, or when they come in another thread."""
@@ -441,10 +460,11 @@ class ImpedanceNode(LifecycleNode):
             not self._lifecycle_active
             and controller is not None
             and controller.mode in (Mode.DAMP, Mode.ESTOP)
-            and np.abs(controller.telemetry.dq).max() < controller.config.standstill_rad_s
-        ):  # a fault cut the ramp short: off once the arm is at rest
-            assert self._link is not None
-            self._link.deactivate()
+            and self._link is not None
+            and self._link.unheard
+            and not self._link.failure
+        ):  # nothing is commanded, and no tick will see the arm come to rest
+            self._link.call(controller.switch_off)
         self._settle()
 
     def _on_bus_state(self, wall_s: float, state: DriveState) -> None:
@@ -491,11 +511,18 @@ class ImpedanceNode(LifecycleNode):
         assert worker is not None
         assert self._link is not None
         assert self.controller is not None
+        if self._link.failure:
+            return
+        held = self._link.lateness.holds_back
         lead_s = float(self._value("handover_lead_s")) + 2.0 * self._link.timing.period_s
         if self.controller.moves_tool:  # inverse kinematics over the whole window takes longer
             lead_s = max(lead_s, TOOL_LEAD_S)
         snapshot = self._snapshot(message, sequence, now_s, lead_s)
-        worker.submit(Job(sequence, snapshot, now_s, lead_s, lambda: build(snapshot)))
+
+        def judged() -> Reference | Rejection:
+            return Rejection(int(Reason.LOOP_LATE), held) if held else build(snapshot)
+
+        worker.submit(Job(sequence, snapshot, now_s, lead_s, judged))
 
     def _snapshot(
         self, message: Any, sequence: int, now_s: float, lead_s: float,
@@ -528,9 +555,11 @@ class ImpedanceNode(LifecycleNode):
         self._submit(message, int(message.sequence), now_s, build)
 
     def _clock_rejection(self, message: ActionField, now_s: float) -> Rejection | None:
-        if message.observation_age_s > 0.0:  # told when it was sent
-            sent_s = self._seconds(message.header.stamp) + message.observation_age_s
-            self._field_clock.add(now_s, sent_s)
+        limits, stamp_s = self._limits, self._seconds(message.header.stamp)
+        if message.observation_age_s > 0.0 and (  # told when it was sent, and at all believable
+            -limits.max_future_s <= now_s - stamp_s <= limits.max_age_s
+        ):
+            self._field_clock.add(now_s, stamp_s + message.observation_age_s)
         assert self._link is not None
         problem = self._link.clock_problem or self._field_clock.problem(
             float(self._value("clock_skew_max_s")))
@@ -562,7 +591,11 @@ class ImpedanceNode(LifecycleNode):
             return
         if not message.points:
             assert self._link is not None
-            self._link.brake()
+            try:
+                self._link.brake()
+            except ENDED as error:
+                self.get_logger().error(str(error))
+                return
             self.get_logger().info("empty trajectory: braking")
             return
         self._trajectories += 1
@@ -579,7 +612,7 @@ class ImpedanceNode(LifecycleNode):
     def _settle(self) -> None:
         """Hand what was judged meanwhile to the tick, and report it."""
         worker, controller, link = self._worker, self.controller, self._link
-        if worker is None or controller is None or link is None:
+        if worker is None or controller is None or link is None or link.failure:
             return
         for judged in worker.finished():
             job, outcome = judged.job, judged.outcome
@@ -627,7 +660,7 @@ class ImpedanceNode(LifecycleNode):
             return response
         try:
             link.estop()
-        except BusLoopError as error:  # the loop is dead: the motors' own watchdogs damp
+        except ENDED as error:  # the drives' own watchdogs damp
             response.message = str(error)
             return response
         response.success, response.message = True, "damping; ~/reset at standstill to go on"
@@ -654,7 +687,11 @@ class ImpedanceNode(LifecycleNode):
         ):
             response.success, response.message = False, "no motion to brake"
         else:
-            link.brake()
+            try:
+                link.brake()
+            except ENDED as error:
+                response.success, response.message = False, str(error)
+                return response
             response.success, response.message = True, "braking along the path, then holding"
         return response
 
@@ -697,12 +734,20 @@ class ImpedanceNode(LifecycleNode):
         for view, source in self._views:
             view[:] = source
 
-    def _publish_tool_pose(self, sec: int, nanosec: int) -> None:
-        """The tool's pose at the joint state of this tick, for whoever listens."""
+    def _read_tool(self) -> None:
+        self._tool.measure()
+        assert self.controller is not None
+        self._tool_at_s = self.controller.last_tick_s
+
+    def _publish_tool_pose(self) -> None:
+        """The tool's pose at the last tick, for whoever listens."""
         if not self.arm.config.tool_frame or not self._pose_publisher.get_subscription_count():
             return
         assert self._link is not None
-        self._link.look(self._tool.measure)
+        self._link.look(self._read_tool)
+        # positions are carried forward to the tick where that is later than the state
+        sec, nanosec = divmod(round(self._tool_at_s * 1e9), 1_000_000_000)
+        sec += self._epoch_sec
         message, (x, y, z, qx, qy, qz, qw) = self._pose_message, self._tool.measured.tolist()
         message.header.stamp.sec, message.header.stamp.nanosec = sec, nanosec
         position, turn = message.pose.position, message.pose.orientation
@@ -816,7 +861,15 @@ class ImpedanceNode(LifecycleNode):
     @property
     def quiet(self) -> bool:
         """No torque is commanded any more."""
-        return self._link is None or self._link.off
+        return self._link is None or self._link.off or bool(self._link.failure)
+
+    @property
+    def shutdown_s(self) -> float:
+        """Longest time from ``begin_shutdown`` to ``quiet`` of an arm that comes to rest."""
+        if self.controller is None:
+            return 0.0
+        config = self.controller.config
+        return config.brake_max_s + config.deactivate_s + SHUTDOWN_MARGIN_S
 
 
 def _steady() -> Clock:
@@ -934,17 +987,24 @@ def main(args: list[str] | None = None) -> int:
         node = ImpedanceNode(scheduling, memory)
         executor = working_executor(node)
         node.get_logger().info(f"{scheduling}; {memory}")
+        code = 0
         while not stopping.is_set():
             try:
                 executor.spin_once(timeout_sec=0.1)
             except RCLError as error:  # rclpy raises it for a transition that is not allowed now
                 node.get_logger().error(f"request refused: {error}")
+            except Exception as error:  # a defect: do not leave the arm to its watchdogs at once
+                text = f"{type(error).__name__}: {error}"
+                node.get_logger().fatal(f"unexpected {text}; ramping down and ending")
+                code = 1
+                stopping.set()
         node.begin_shutdown()
-        end = time.monotonic() + SHUTDOWN_S
+        end = time.monotonic() + node.shutdown_s
         while not node.quiet and time.monotonic() < end:
-            executor.spin_once(timeout_sec=0.02)
+            with contextlib.suppress(Exception):  # named above
+                executor.spin_once(timeout_sec=0.02)
         executor.remove_node(node)
-        return 0
+        return code
     except (RobotConfigError, ArmModelError, ParameterException, ControllerConfigError) as error:
         print(f"impedance: cannot start: {error}", file=sys.stderr, flush=True)
         return 2

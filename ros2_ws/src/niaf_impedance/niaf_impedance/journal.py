@@ -70,6 +70,7 @@ class EventKind(IntEnum):
     FAULT = 9
     PLAN = 10
     COMMIT = 11
+    SWITCH_OFF = 12
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,15 @@ class JournaledController(ImpedanceController):
         if news:
             self.journal.note(EventKind.FAULT, (int(fault), joint))
 
-    def reset(self, t_s: float | None = None) -> None:
+    def switch_off(self) -> None:
+        super().switch_off()
+        self.journal.note(EventKind.SWITCH_OFF)
+
+    def reset(
+        self, t_s: float | None = None, q: FloatArray | None = None, dq: FloatArray | None = None,
+    ) -> None:
+        if q is not None or dq is not None:
+            raise TypeError("a journaled controller is reset to the state of its last tick")
         with self._outermost():
             super().reset(t_s)
             self.journal.note(EventKind.RESET, () if t_s is None else (t_s,))

@@ -204,13 +204,24 @@ class Lateness:
         return Rung(int(self.memory[M_OUTCOME]))
 
     @property
+    def holds_back(self) -> str:
+        """Why no new motion may begin now; empty when it may."""
+        most = float(self.limits[L_BRAKE_SHARE])
+        if self.share <= most:
+            return ""
+        return (
+            f"the loop is late: {100.0 * self.share:.0f} % of its periods within {self._window_s:g}"
+            f" s (at most {100.0 * most:.0f} %); relieve the CPU or grant real-time priority"
+        )
+
+    @property
     def text(self) -> str:
         """One sentence on what lateness has led to; empty when it led to nothing."""
         if self.outcome < Rung.BRAKE:
             return ""
-        done = "damped" if self.outcome == Rung.DAMP else "braked"
+        enough = "damp" if self.outcome == Rung.DAMP else "brake"
         return (
-            f"LOOP_LATE: {done} because the loop was late ({100.0 * self.share:.0f} % of the "
+            f"LOOP_LATE: the loop was late enough to {enough} ({100.0 * self.share:.0f} % of the "
             f"periods within {self._window_s:g} s now, the latest tick {self.worst_s * 1e3:.1f} "
             "ms); relieve the CPU, grant real-time priority or lower the rate"
         )

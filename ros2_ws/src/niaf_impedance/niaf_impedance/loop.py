@@ -245,11 +245,8 @@ def _obey(words, cf, jp, st, si, tel):
         return
     if request & (REQUEST_BRAKE | REQUEST_DEACTIVATE):
         k.brake(cf, jp, st, si, tel, st[k.ST_T])
-    if request & REQUEST_DEACTIVATE:
-        if mode == k.MODE_DAMP or mode == k.MODE_ESTOP:
-            si[k.SI_MODE] = k.MODE_OFF
-        elif si[k.SI_DEACTIVATING] == 0:
-            si[k.SI_DEACTIVATING] = 1
+    if request & REQUEST_DEACTIVATE and si[k.SI_DEACTIVATING] == 0:
+        si[k.SI_DEACTIVATING] = 1
         si[k.SI_GENERATION] += 1
 
 
@@ -443,6 +440,10 @@ class LoopStatistics:
     outcome: Rung
 
 
+class LoopEndedError(RuntimeError):
+    """The loop's thread has ended: nothing is commanded, and the drives' own watchdogs damp."""
+
+
 class ControlLoop:
     """Runs a controller's tick at ``rate_hz`` in its own thread.
 
@@ -625,10 +626,10 @@ class ControlLoop:
             self.lateness.clear()
             self.controller.activate(self.now_s(), q, dq, gripper_m, tau_start_nm)
 
-    def reset(self) -> None:
-        """``ImpedanceController.reset`` now."""
+    def reset(self, q: FloatArray | None = None, dq: FloatArray | None = None) -> None:
+        """``ImpedanceController.reset`` now; q, dq [n]: the newest state, ticked with or not."""
         with self.paused():
-            self.controller.reset(self.now_s())
+            self.controller.reset(self.now_s(), q, dq)
             self.lateness.clear()
 
     # -- new references ---------------------------------------------------------------------------
@@ -679,7 +680,7 @@ class ControlLoop:
         words, cpu = self._words, self._cpu
         lateness, execution, age = (
             percentiles_of(counts, float(worst))
-            for counts, worst in zip(self._histogram, self._maxima, strict=True)
+            for counts, worst in zip(self._histogram.copy(), self._maxima, strict=True)
         )
         return LoopStatistics(
             lateness.count, int(words[W_MISSED]), self.lateness.late, int(words[W_TORN]),

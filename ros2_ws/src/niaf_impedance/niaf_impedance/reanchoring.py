@@ -50,10 +50,14 @@ class PoseHistory:
         self._next = self._count = 0
 
     def add(self, stamp_s: float, q: FloatArray, gripper_m: float | None = None) -> None:
-        """Keep a state; one that is not newer than the newest is left out."""
+        """Keep a state. One that is older than the newest was stamped by a clock that was set back:
+        what came before is forgotten."""
         room, at = self._stamps.size, self._next
         if self._count and stamp_s <= self._stamps[at - 1]:
-            return
+            if stamp_s == self._stamps[at - 1]:
+                return
+            self.clear()
+            at = 0
         self._stamps[at] = stamp_s
         row = self._rows[at]
         row[: q.size] = q

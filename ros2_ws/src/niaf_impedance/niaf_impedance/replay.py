@@ -245,6 +245,8 @@ class Replay:
             c.brake(v[0])
         elif kind == EventKind.ESTOP:
             c.estop()
+        elif kind == EventKind.SWITCH_OFF:
+            c.switch_off()
         elif kind == EventKind.RESET:
             try:
                 c.reset(v[0] if len(v) else None)

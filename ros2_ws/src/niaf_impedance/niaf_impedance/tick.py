@@ -109,7 +109,8 @@ CF_TRACKING_M, CF_TRACKING_RAD = 17, 18  # tracking error of the tool that is a 
 CF_FROZEN_REFERENCE, CF_FROZEN_MOTION = 19, 20
 CF_ROBOT_GRAVITY = 21  # 1: the robot adds its own gravity torque to what is sent
 CF_BRAKE, CF_BRAKE_MAX = 22, 23  # shortest and longest duration of braking, s
-CF_SIZE = 24
+CF_STANDSTILL = 24  # speed below which an arm that damps counts as at rest, rad/s
+CF_SIZE = 25
 
 JP_KP, JP_KD, JP_KP_TARGET, JP_KD_TARGET, JP_KP_RATE, JP_KD_RATE = 0, 1, 2, 3, 4, 5
 JP_TORQUE, JP_TORQUE_RATE, JP_DAMP, JP_COULOMB, JP_VISCOUS, JP_ARMATURE = 6, 7, 8, 9, 10, 11
@@ -493,6 +494,11 @@ def tick(
         reach = cf[CF_GRIPPER_SPEED] * dt_limited
         st[ST_GRIPPER] += min(max(st[ST_GRIPPER_TARGET] - st[ST_GRIPPER], -reach), reach)
     else:
+        at_rest = si[SI_DEACTIVATING] != 0
+        for i in range(n):
+            at_rest = at_rest and abs(dq[i]) <= cf[CF_STANDSTILL]
+        if at_rest:
+            mode = MODE_OFF
         for i in range(n):
             # a frozen reading says nothing about speed: the drives' watchdog has to damp
             trusted = 0.0 if si[SI_FAULT] == F_STATE_FROZEN else 1.0

@@ -60,8 +60,10 @@ class TopicLink:
     Attributes:
         rate_hz: ticks per second.
         history: measured poses, if somebody wants them kept.
+        failure: why no torque is commanded any more; empty while the loop runs.
     """
 
+    failure = ""
     _periods_held = 1.0
 
     def __init__(
@@ -139,7 +141,18 @@ class TopicLink:
 
     def warning(self) -> str:
         """What an operator should know now; empty when all is well."""
-        return self._gate.problem
+        return self.failure or self._gate.problem
+
+    @property
+    def unheard(self) -> bool:
+        """The arm is silent: no tick will come."""
+        silent_s = time.monotonic() - self._gate.received_s
+        return silent_s > self._controller.config.state_timeout_s
+
+    def _taken_over(self) -> None:
+        """The arm is held anew: what was measured before may be of another clock."""
+        if self.history is not None:
+            self.history.clear()
 
     @property
     def off(self) -> bool:
@@ -232,6 +245,7 @@ class TopicArm(TopicLink):
         decoder = self._decoder
         self._controller.activate(
             self._gate.newest_s, decoder.q, decoder.dq, gripper_m=decoder.gripper_m)
+        self._taken_over()
         self.timing.clear()
         self._loop.clear()
 
@@ -242,6 +256,7 @@ class TopicArm(TopicLink):
     def reset(self) -> None:
         """Leave DAMP or ESTOP at standstill. ResetRefusedError or ValueError says why not."""
         self._controller.reset(self._gate.newest_s)
+        self._taken_over()
         self.lateness.clear()
 
     def brake(self) -> None:

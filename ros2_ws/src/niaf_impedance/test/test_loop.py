@@ -300,15 +300,14 @@ def test_a_plan_committed_while_it_runs_makes_no_torque_step(running, prior, arm
         commands = commands_of(loop, plan.flip_s - loop.now_s() + 0.2)
         assert controller.sequence == sequence
         assert controller.mode == Mode.TRACK
-        rates = [
-            (np.abs(b.tau_nm - a.tau_nm).max() / (b.t_s - a.t_s), abs(a.t_s - plan.flip_s))
-            for a, b in zip(commands, commands[1:], strict=False) if b.count == a.count + 1
-        ]
-        at_flip = max(rate for rate, distance in rates if distance < 0.02)
-        elsewhere = max(rate for rate, distance in rates if distance >= 0.02)
-        assert at_flip <= 1.2 * elsewhere + 1.0, "Nm/s"
+        # what remains of a step is that of the toy's states, which come late on a busy machine
+        for a, b in zip(commands, commands[1:], strict=False):
+            if b.count == a.count + 1:
+                step = arm.limits.torque_rate_nm_s * (b.t_s - a.t_s)
+                assert np.all(np.abs(b.tau_nm - a.tau_nm) <= 1.001 * step)
     assert controller.statistics.seam_position_peak_rad < 1e-9
     assert controller.statistics.seam_velocity_peak_rad_s < 1e-8
+    assert controller.statistics.seam_acceleration_peak_rad_s2 < 1e-7
 
 
 def test_a_plan_that_comes_too_late_is_overtaken_and_changes_nothing(running, prior):
@@ -405,7 +404,7 @@ def test_a_loop_that_is_late_too_often_brakes_along_the_path(patient, arm, prior
         assert loop.now_s() < field.end_s, "it stopped before its reference ended"
         assert patient.fault == Fault.NONE
         assert loop.lateness.outcome == Rung.BRAKE
-        assert "braked because the loop was late" in loop.lateness.text
+        assert "late enough to brake" in loop.lateness.text
         assert loop.statistics.late > 100
     finally:
         toy.close()

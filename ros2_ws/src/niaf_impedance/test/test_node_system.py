@@ -369,6 +369,17 @@ def test_a_transition_that_is_not_allowed_does_not_end_the_node(system):
     assert process.poll() is None
 
 
+def test_a_ramp_down_is_not_cut_short_by_activation_or_cleanup(system):
+    fake, _, _ = system
+    assert change_state(fake, Transition.TRANSITION_DEACTIVATE)
+    assert not change_state(fake, Transition.TRANSITION_ACTIVATE)
+    assert not change_state(fake, Transition.TRANSITION_CLEANUP)
+    rates = np.abs(np.diff(np.array(fake.efforts[-50:]), axis=0)).max(axis=0)
+    assert np.all(rates < 10.0), "Nm from one command to the next"
+    wait_for(lambda: change_state(fake, Transition.TRANSITION_ACTIVATE), 5.0, "activation")
+    wait_for(lambda: fake.states[-1].mode == ImpedanceState.HOLD, 2.0, "HOLD")
+
+
 def test_a_fault_during_the_ramp_down_still_ends_off(system):
     fake, _, _ = system
     assert change_state(fake, Transition.TRANSITION_DEACTIVATE)

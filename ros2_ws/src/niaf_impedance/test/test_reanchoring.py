@@ -49,8 +49,10 @@ def test_what_was_not_measured_is_not_guessed():
     with pytest.raises(NoPoseError, match="synchronised"):
         history.at(newest + 2.0 * AHEAD_S)
     assert history.at(newest + 0.5 * AHEAD_S)[0] == 2.0 * newest
-    history.add(1.0, np.zeros(2))  # late: left out
-    assert history.at(newest)[0] == 2.0 * newest
+    line(history, [0.5, 0.51])  # the clock was set back: nothing from before it is right
+    assert history.at(0.505)[0] == pytest.approx(1.01)
+    with pytest.raises(NoPoseError):
+        history.at(newest)
     history.clear()
     with pytest.raises(NoPoseError):
         history.at(newest)

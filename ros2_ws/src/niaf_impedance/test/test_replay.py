@@ -130,6 +130,8 @@ def eventful_run(arm, prior, duration_s=4.5):
             c.report_fault(Fault.DRIVE_FAULT, 2)
         elif step == 3700:
             c.deactivate(c.last_tick_s)
+        elif step == 3790:
+            c.switch_off()
         elif step == 3800:
             c.activate(now, plant.q, plant.dq, tau_start_nm=c.telemetry.tau.copy())
         elif step == 4300:

@@ -133,6 +133,36 @@ def test_reset_only_at_standstill_and_without_a_step(holding):
     np.testing.assert_array_equal(controller.telemetry.tau, before)
 
 
+def test_there_is_nothing_to_reset_while_the_arm_follows_or_ramps_down(holding, prior):
+    controller, plant = holding
+    for mode in (Mode.HOLD, Mode.TRACK):
+        run(controller, plant, 0.05)
+        assert controller.mode == mode
+        with pytest.raises(ResetRefusedError, match=f"the controller is in {mode.name}"):
+            controller.reset()
+        field = make_field(prior, plant.q, plant.time_s, 1, strength=0.2)
+        assert controller.offer(plant.time_s, field).accepted or mode == Mode.TRACK
+    controller.estop()
+    controller.deactivate(plant.time_s)
+    with pytest.raises(ResetRefusedError, match="on its way to OFF"):
+        controller.reset()
+
+
+def test_a_moving_arm_that_damps_is_switched_off_only_at_rest(holding, prior):
+    controller, plant = holding
+    controller.offer(0.0, make_field(prior, plant.q, 0.0, 1, strength=0.3))
+    run(controller, plant, 0.3)
+    controller.estop()
+    assert np.abs(plant.dq).max() > 2.0 * controller.config.standstill_rad_s
+    controller.deactivate(plant.time_s)
+    speeds = []
+    while controller.mode != Mode.OFF:
+        assert plant.time_s < 5.0
+        speeds.append(np.abs(plant.dq).max())
+        plant.step(controller.tick(plant.time_s, plant.q, plant.dq))
+    assert max(speeds[:-1]) > controller.config.standstill_rad_s >= speeds[-1]
+
+
 def test_silent_state_is_a_named_fault(holding):
     controller, plant = holding
     run(controller, plant, 0.01)

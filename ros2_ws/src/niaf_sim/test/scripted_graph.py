@@ -68,7 +68,8 @@ class Impedance(Node):
         if self.ticks % 10 == 0:
             m = ImpedanceState(
                 name=state.name[:7], mode=ImpedanceState.TRACK, field_sequence=self.sequence,
-                tick_count=self.ticks, tick_lateness_s=2e-4, state_age_s=3e-4, peak_torque_ratio=0.4,
+                tick_count=self.ticks, tick_lateness_s=2e-4, state_age_s=3e-4,
+                peak_torque_ratio=0.4,
             )
             m.header = state.header
             m.reference_position, m.measured_position = self.target.tolist(), q.tolist()
