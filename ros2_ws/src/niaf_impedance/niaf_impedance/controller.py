@@ -413,7 +413,7 @@ class ImpedanceController:
         si[k.SI_GENERATION] += 1
 
     def reset_problem(self) -> str:
-        """Why there is nothing to reset; empty in DAMP and ESTOP."""
+        """Why nothing can be reset, whether or not the arm rests; empty when it can."""
         mode = self.mode
         if mode == Mode.OFF:
             return "the controller is OFF; activate it instead"
@@ -421,6 +421,13 @@ class ImpedanceController:
             return "the controller is on its way to OFF; activate it then"
         if mode not in (Mode.DAMP, Mode.ESTOP):
             return f"nothing to reset: the controller is in {mode.name}"
+        if self.fault == Fault.STATE_FROZEN and self._tel[
+            k.TEL_FROZEN_TICKS, self._si[k.SI_FAULT_JOINT]
+        ] > 0.0:
+            return (
+                f"the reading of {self.fault_joint} still does not change; move the joint a little "
+                "by hand to see that it lives, or deactivate and activate again"
+            )
         return ""
 
     def reset(
@@ -442,13 +449,6 @@ class ImpedanceController:
             raise ResetRefusedError(
                 f"{self.arm.joint_names[worst]} moves at {speed[worst]:.3f} rad/s; reset is "
                 f"allowed below standstill_rad_s = {self.config.standstill_rad_s:g}; wait for rest"
-            )
-        if self.fault == Fault.STATE_FROZEN and self._tel[
-            k.TEL_FROZEN_TICKS, self._si[k.SI_FAULT_JOINT]
-        ] > 0.0:
-            raise ResetRefusedError(
-                f"the reading of {self.fault_joint} still does not change; move the joint a little "
-                "by hand to see that it lives, or deactivate and activate again"
             )
         self.activate(
             float(self._st[k.ST_T]) if t_s is None else t_s, q, dq,
