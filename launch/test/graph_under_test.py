@@ -362,11 +362,12 @@ class Graph:
             self.restart_impedance()
         if self.call(GetState, "impedance/get_state").current_state.label == "active":
             self._change(Transition.TRANSITION_DEACTIVATE)
-        quiet_since = [len(self._efforts), time.monotonic()]
+        quiet_since = [-1.0, time.monotonic()]
 
         def quiet() -> bool:
-            if len(self._efforts) != quiet_since[0]:
-                quiet_since[:] = [len(self._efforts), time.monotonic()]
+            heard = len(self._efforts) + len(self.states)  # an arm on a bus sends no efforts
+            if heard != quiet_since[0]:
+                quiet_since[:] = [heard, time.monotonic()]
             return time.monotonic() - quiet_since[1] > 0.15
 
         self.wait(quiet, "the controller to fall silent")
