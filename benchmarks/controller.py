@@ -209,7 +209,7 @@ def _explain_lateness(row: dict[str, Any], quiet: dict[str, Any]) -> str:
 def _explain_misses(row: dict[str, Any]) -> str:
     s = row["statistics"]
     parts = [
-        f"longest run {s.missed_in_row} periods", f"latest wake-up {s.lateness.max_s * 1e3:.2f} ms",
+        f"{s.late} late wake-ups", f"latest {s.lateness.max_s * 1e3:.2f} ms",
         f"longest tick {s.execution.max_s * 1e3:.2f} ms", row["scheduling"],
     ]
     if row["steal_ms"] > 0.0:
