@@ -636,7 +636,11 @@ def state_not_finite(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
     return Trial(
         Injection(onset, state=state, note=f"{'q' if position else 'dq'} of {JOINT_NAMES[joint]} "
                   f"{value}{' once' if once else ''}"),
-        Expectation(_stop(Fault.STATE_NOT_FINITE), TICKS_S),
+        # without a position the weight is that of the last pose known, which the arm drifts from
+        Expectation(
+            _stop(Fault.STATE_NOT_FINITE), TICKS_S,
+            rest="sinks" if position and not once else "still",
+        ),
         _settle_s(bench) + 0.1,
     )
 
@@ -1050,7 +1054,8 @@ def collision(rng: np.random.Generator, bench: Bench, rig: Rig) -> Trial:
 
     return Trial(
         Injection(onset, act=act, note=f"{np.linalg.norm(force):.0f} N, {length * 1e3:.0f} ms"),
-        Expectation(ON | PUSHED, rest="free", in_limits=False), 0.4,
+        # what holds a joint on one encoder count may well be named a frozen reading
+        Expectation(ON | PUSHED | STUCK, rest="free", in_limits=False), 0.4,
     )
 
 
