@@ -251,11 +251,17 @@ class Graph:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 codes[name] = process.wait()
+        # Fast DDS was seen to wait for ever in the end of a publisher: no test waits with it
+        ending = threading.Thread(target=self._release, daemon=True)
+        ending.start()
+        ending.join(10.0)
+        return codes
+
+    def _release(self) -> None:
         self.executor.shutdown()
         self._recorder.destroy_node()
         self.node.destroy_node()
         rclpy.try_shutdown(context=self.context)
-        return codes
 
     # -- threads ---------------------------------------------------------------------------------
     def _spin(self) -> None:
