@@ -53,6 +53,8 @@ STATE_TIMEOUT_S = 0.3
 FIELD_PERIOD_S = 0.125
 #: how far from the home pose anchors of fields may lie
 REACH_RAD = 0.25
+#: and how far one field leads back there: more would be refused as a step at the hand-over
+BACK_RAD = 0.15
 SIM = {"camera_rate_hz": 0.1, "overview_rate_hz": 0.1, "task_state_rate_hz": 1.0}
 #: as the launch files wire the nodes
 REMAPS = {"action_field": "policy/action_field", "tool_pose": "impedance/tool_pose"}
@@ -89,7 +91,8 @@ class FieldSource:
         self.sequence += 1
         anchor = np.zeros(prior.D)
         home = ROBOT.home_rad
-        anchor[: len(home)] = np.clip(measured_rad, home - REACH_RAD, home + REACH_RAD)
+        back = np.clip(measured_rad, home - REACH_RAD, home + REACH_RAD) - measured_rad
+        anchor[: len(home)] = measured_rad + np.clip(back, -BACK_RAD, BACK_RAD)
         now_s = time.time()
         return FieldMessage(
             stamp_s=now_s, frame_id="", sequence=self.sequence, prior_id=prior.prior_id,
@@ -138,6 +141,7 @@ class Graph:
         with np.load(FIELDS_FILE) as data:
             (folder / "prior.safetensors").write_bytes(data["prior"].tobytes())
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._clients: dict[str, Any] = {}
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = rclpy.create_node("watcher", context=self.context)
@@ -351,12 +355,21 @@ class Graph:
         )
 
     def call(self, kind: Any, name: str, request: Any = None) -> Any:
-        client = self.node.create_client(kind, name)
+        if name not in self._clients:  # kept: a new one may miss the answer to its first request
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
         self.wait(client.service_is_ready, name)
-        future = client.call_async(kind.Request() if request is None else request)
-        self.wait(future.done, f"the answer of {name}")
-        self.node.destroy_client(client)
-        return future.result()
+        request = kind.Request() if request is None else request
+        sent: list[tuple[float, Any]] = []
+
+        def answer() -> Any:
+            again = kind is not ChangeState and sent and time.monotonic() - sent[-1][0] > 5.0
+            if not sent or again:
+                sent.append((time.monotonic(), client.call_async(request)))
+            return next((future for _, future in sent if future.done()), None)
+
+        self.wait(answer, f"the answer of {name}")
+        return answer().result()
 
     def trigger(self, name: str) -> Trigger.Response:
         return self.call(Trigger, f"impedance/{name}")
